@@ -1,0 +1,68 @@
+"""What one step will do: `Plan` of `Slice`s; and what came of it: `StepResult`.
+
+Knows: sequences and counts. Does not know: arrays, devices, how a slice is computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from legato.core.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Advance `seq` over tokens [start, start + length) of token_ids + draft_ids.
+
+    num_logits  how many trailing rows need logits: 0 in the middle of a prompt, 1 at its end,
+                1 + drafts for verification, `length` when prompt logprobs were asked for
+    """
+
+    seq: Sequence
+    start: int
+    length: int
+    num_logits: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step's slices, in row order. Never two slices of one sequence."""
+
+    slices: tuple[Slice, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(s.length for s in self.slices)
+
+    def __bool__(self) -> bool:
+        return bool(self.slices)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities at one position: the chosen token's, its rank from 1, and the k likeliest (id, logprob)."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True)
+class SliceResult:
+    """What a slice brought: the tokens accepted after it (none in mid-prompt, one, or drafts + 1).
+
+    token_ids        accepted, in order; drafts that failed are simply absent
+    logprobs         one a token in token_ids, when asked for
+    prompt_logprobs  one a prompt position computed here (positions start+1 .. end), when asked for
+    error            a fault of this sequence alone (for example a NaN in its logits)
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    error: str | None = None

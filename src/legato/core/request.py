@@ -1,0 +1,152 @@
+"""What a caller asked for: `SamplingParams` and `Request`, both frozen, both validated once.
+
+Knows: token ids and numbers. Does not know: text (stop strings are carried, never matched here), arrays, clocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+from legato.errors import RequestError
+
+MAX_N = 16
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
+
+
+def _check(ok: bool, name: str, value: object, allowed: str, fix: str = "") -> None:
+    if not ok:
+        raise RequestError(name, value, allowed, fix)
+
+
+def _is_number(x: object) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+
+
+def _is_int(x: object) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose tokens. Raises `RequestError` naming field, value, range and fix.
+
+    temperature  0 is greedy; otherwise logits are divided by it
+    top_k        keep the k likeliest (0: all)
+    top_p        keep the smallest set whose probability reaches p
+    min_p        keep tokens with probability >= min_p x the likeliest's
+    repetition_penalty  divides (positive) or multiplies (negative) logits of tokens seen in prompt or output
+    presence_penalty, frequency_penalty  subtracted once / per occurrence, of tokens in the output
+    logit_bias   token id -> added to its logit
+    seed         fixes this request's tokens, whatever its neighbours; None: drawn by the engine
+    max_tokens   None: up to the context's end
+    stop         strings that end the answer and are not part of it
+    logprobs     None: none; k: the chosen token's and the k likeliest's, after temperature-free log-softmax
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        def ranged(name: str, low: float, high: float, fix: str = "") -> None:
+            v = getattr(self, name)
+            _check(_is_number(v) and low <= v <= high, name, v, f"a number from {low:g} to {high:g}", fix)
+
+        def whole(name: str, low: int, high: int) -> None:
+            v = getattr(self, name)
+            _check(_is_int(v) and low <= v <= high, name, v, f"a whole number from {low} to {high}")
+
+        ranged("temperature", 0.0, 100.0, "0 is greedy")
+        whole("top_k", 0, 2**31 - 1)
+        ranged("top_p", 0.0, 1.0)
+        _check(self.top_p > 0, "top_p", self.top_p, "more than 0, at most 1")
+        ranged("min_p", 0.0, 1.0)
+        ranged("repetition_penalty", 0.01, 100.0, "1 is off")
+        ranged("presence_penalty", -2.0, 2.0)
+        ranged("frequency_penalty", -2.0, 2.0)
+        _check(isinstance(self.logit_bias, Mapping), "logit_bias", self.logit_bias, "a mapping of token id to bias")
+        for token_id, bias in self.logit_bias.items():
+            _check(_is_int(token_id) and 0 <= token_id < 2**31, "logit_bias", token_id, "token ids from 0")
+            _check(_is_number(bias) and -100 <= bias <= 100, "logit_bias", bias, "biases from -100 to 100")
+        if self.seed is not None:
+            whole("seed", -(2**63), 2**64 - 1)
+        if self.max_tokens is not None:
+            whole("max_tokens", 1, 2**31 - 1)
+        whole("min_tokens", 0, 2**31 - 1)
+        if self.max_tokens is not None:
+            _check(self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, f"at most max_tokens={self.max_tokens}")
+        self._check_stops()
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                whole(name, 0, MAX_LOGPROBS)
+        whole("n", 1, MAX_N)
+        for name in ("ignore_eos",):
+            _check(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
+
+    def _check_stops(self) -> None:
+        for name in ("stop", "stop_token_ids"):
+            value = getattr(self, name)
+            _check(isinstance(value, (tuple, list)), name, value, "a list")
+            _check(len(value) <= MAX_STOPS, name, value, f"at most {MAX_STOPS} entries")
+            object.__setattr__(self, name, tuple(value))
+        for s in self.stop:
+            _check(isinstance(s, str) and 0 < len(s) <= 1024, "stop", s, "non-empty strings of up to 1024 characters")
+        for t in self.stop_token_ids:
+            _check(_is_int(t) and 0 <= t < 2**31, "stop_token_ids", t, "token ids from 0")
+
+    def check_vocab(self, vocab_size: int) -> None:
+        """Refuses token ids outside the vocabulary; called at admission, where the model is known."""
+        for t in self.logit_bias:
+            _check(t < vocab_size, "logit_bias", t, f"token ids from 0 to {vocab_size - 1}")
+        for t in self.stop_token_ids:
+            _check(t < vocab_size, "stop_token_ids", t, f"token ids from 0 to {vocab_size - 1}")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+SAMPLING_FIELDS = tuple(f.name for f in fields(SamplingParams))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to the engine: token ids in, sampling choices, and who may share its cache.
+
+    salt    prefixes are shared only between requests of equal salt
+    priority  lower runs first
+    """
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams = SamplingParams()
+    priority: int = 0
+    salt: str = ""
+
+    def __post_init__(self) -> None:
+        _check(len(self.prompt_ids) > 0, "prompt", "", "at least one token", "give a prompt that is not empty")
+        for t in self.prompt_ids:
+            _check(_is_int(t) and t >= 0, "prompt_ids", t, "token ids from 0")
+
+    def check_vocab(self, vocab_size: int) -> None:
+        """Refuses ids outside the vocabulary, in the prompt and in every field that names tokens."""
+        worst = max(self.prompt_ids)
+        _check(worst < vocab_size, "prompt_ids", worst, f"token ids from 0 to {vocab_size - 1}")
+        self.params.check_vocab(vocab_size)
