@@ -127,6 +127,9 @@ class Backend(Protocol):
     def pack_table(self, table: Tensor) -> Weight:
         """A table read by rows (token embedding, learned positions)."""
 
+    def page_bytes(self, spec: ArchSpec, page_size: int, kv_format: KvFormat) -> int:
+        """Bytes that one page of the KV store takes over all layers, scales and padding included."""
+
     def build(
         self,
         spec: ArchSpec,

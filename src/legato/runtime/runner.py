@@ -1,0 +1,107 @@
+"""Runs a plan: pack, one step on the device, choose tokens.
+
+Knows: an executor, the sampler, which row belongs to which slice. Does not know: scheduling, text, requests' owners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from legato.core.plan import Plan, Slice, SliceResult, TokenLogprobs
+from legato.kernels.ops import Batch, Executor, FloatArray, IntArray
+from legato.runtime.pack import pack
+from legato.runtime.sampler import NotFiniteError, Sampler, logprobs_of, needs_logits
+from legato.runtime.verify import verify
+
+
+class Runner:
+    """Anything that happens on the device happens from here.
+
+    vocab_size  the tokenizer's; a head padded beyond it never yields those ids
+    """
+
+    def __init__(self, executor: Executor, *, page_size: int, vocab_size: int, eos_ids: Collection[int]) -> None:
+        self.executor = executor
+        self.page_size = page_size
+        self.sampler = Sampler(vocab_size, eos_ids)
+
+    def run(self, plan: Plan) -> list[SliceResult]:
+        """One step; a result for each slice, in order. A fault in one row is that slice's `error` alone."""
+        logits = self.executor.run(pack(plan, self.page_size))
+        best = self.executor.argmax()
+        results, row = [], 0
+        for s in plan.slices:
+            rows = slice(row, row + s.num_logits)
+            results.append(self._finish(s, logits[rows], best[rows]) if s.num_logits else SliceResult())
+            row += s.num_logits
+        return results
+
+    def forget(self, seq_ids: Collection[int]) -> None:
+        """Drops per-sequence state of sequences that ended."""
+        self.sampler.forget(seq_ids)
+
+    def logits(self, token_ids: Sequence[int], pages: Sequence[int], chunk: int) -> FloatArray:
+        """Logits (T, V) of a lone sequence, `chunk` rows a step, in pages that are the caller's."""
+        out: list[FloatArray] = []
+        for start in range(0, len(token_ids), chunk):
+            end = min(start + chunk, len(token_ids))
+            out.append(self.executor.run(self._lone_batch(token_ids, pages, start, end)).copy())
+        return np.concatenate(out)
+
+    def _lone_batch(self, token_ids: Sequence[int], pages: Sequence[int], start: int, end: int) -> Batch:
+        positions_T = np.arange(start, end, dtype=np.int32)
+        table = np.array(pages[: -(-end // self.page_size)], np.int32)
+        return Batch(
+            input_ids_T=np.array(token_ids[start:end], np.int32),
+            positions_T=positions_T,
+            slot_mapping_T=(table[positions_T // self.page_size] * self.page_size + positions_T % self.page_size).astype(np.int32),
+            cu_seqlens_q_S1=np.array([0, end - start], np.int32),
+            seq_lens_S=np.array([end], np.int32),
+            page_table_SP=table[None, :],
+            logit_rows_R=np.arange(end - start, dtype=np.int32),
+        )
+
+    def _finish(self, s: Slice, logits: FloatArray, best: IntArray) -> SliceResult:
+        """Rows are the slice's last `num_logits` positions; the last 1 + drafts of a caught-up slice choose tokens."""
+        seq, result = s.seq, SliceResult()
+        num_choosing = 1 + len(seq.draft_ids) if s.end == seq.num_tokens else 0
+        first = s.num_logits - num_choosing
+        try:
+            if seq.request.params.prompt_logprobs is not None:
+                result.prompt_logprobs = self._prompt_logprobs(s, logits)
+            if num_choosing:
+                result.token_ids, result.logprobs = self._choose(s, logits[first:], best[first:])
+        except NotFiniteError as error:
+            return SliceResult(error=f"{error} at position {s.end - 1}")
+        return result
+
+    def _choose(
+        self, s: Slice, logits: FloatArray, best: IntArray
+    ) -> tuple[list[int], list[TokenLogprobs] | None]:
+        seq, params = s.seq, s.seq.request.params
+        found: list[TokenLogprobs] = []
+
+        def choose_next(i: int, accepted: list[int]) -> int:
+            token_id = int(best[i])
+            if token_id < 0:
+                raise NotFiniteError("the model's logits are not finite")
+            plain = not needs_logits(params, seq.num_output_tokens + i) and token_id < self.sampler.vocab_size
+            if plain:
+                return token_id
+            token_id, logprobs = self.sampler.sample(seq, accepted, logits[i])
+            if logprobs is not None:
+                found.append(logprobs)
+            return token_id
+
+        token_ids = verify(seq.draft_ids, choose_next)
+        return token_ids, found if params.logprobs is not None else None
+
+    def _prompt_logprobs(self, s: Slice, logits: FloatArray) -> list[TokenLogprobs]:
+        """Row j speaks of the token at position end - num_logits + j + 1, as far as the prompt goes."""
+        k = s.seq.request.params.prompt_logprobs or 0
+        first = s.end - s.num_logits
+        last = min(s.end, s.seq.num_prompt_tokens - 1)
+        size = self.sampler.vocab_size
+        return [logprobs_of(logits[p - first][:size], s.seq.token_ids[p + 1], k) for p in range(first, last)]

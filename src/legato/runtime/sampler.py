@@ -1,0 +1,192 @@
+"""The second border: a row of logits becomes a token id.
+
+Knows: sampling parameters, the tokens a sequence has so far, logits. Does not know: devices, pages, text.
+
+A token depends only on its own row, its sequence's tokens, and (seed, answer index, position): randomness is a
+hash of those three, not a stream. So neighbours, preemption, chunking and rejected drafts cannot change it.
+
+The order of operations: logprobs are read from the raw logits; then logit_bias, repetition, presence and frequency
+penalties, the ban of end tokens below min_tokens, temperature, min_p, top_k, top_p, and one draw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections import Counter
+from collections.abc import Collection
+
+import numpy as np
+from numpy.typing import NDArray
+
+from legato.core.plan import TokenLogprobs
+from legato.core.request import SamplingParams
+from legato.core.sequence import Sequence
+
+Row = NDArray[np.float32]
+
+# How many of the likeliest tokens are sorted first when only top_p or min_p bounds the choice;
+# if they do not hold enough probability, everything is sorted.
+_FIRST_LOOK = 512
+
+
+class NotFiniteError(ArithmeticError):
+    """A row of logits holds NaN, or nothing finite at all."""
+
+
+def uniform(seed: int, index: int, position: int) -> float:
+    """A number in [0, 1) that depends on nothing else: blake2b of the three integers, 53 bits of it."""
+    key = struct.pack("<QQQ", seed % 2**64, index, position)
+    return float(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 11) * 2.0**-53
+
+
+class Seen:
+    """The tokens of one sequence, counted as far as they were last looked at."""
+
+    __slots__ = ("counted", "output", "prompt")
+
+    def __init__(self, seq: Sequence) -> None:
+        self.prompt = frozenset(seq.request.prompt_ids)
+        self.output: Counter[int] = Counter()
+        self.counted = seq.num_prompt_tokens
+
+    def catch_up(self, token_ids: list[int]) -> None:
+        if self.counted < len(token_ids):
+            self.output.update(token_ids[self.counted :])
+            self.counted = len(token_ids)
+
+
+def needs_logits(params: SamplingParams, num_output: int) -> bool:
+    """Whether choosing the next token takes more than the row's argmax."""
+    return not (
+        params.greedy
+        and not params.logit_bias
+        and params.logprobs is None
+        and params.repetition_penalty == 1.0
+        and params.presence_penalty == 0.0
+        and params.frequency_penalty == 0.0
+        and num_output >= params.min_tokens
+    )
+
+
+def penalise(row: Row, params: SamplingParams, seen: Seen) -> None:
+    """Repetition (CTRL, arXiv 1909.05858), presence and frequency penalties, in place."""
+    if params.repetition_penalty != 1.0 and (seen.prompt or seen.output):
+        ids = np.fromiter(seen.prompt | seen.output.keys(), np.int64)
+        values = row[ids]
+        factor = np.float32(params.repetition_penalty)
+        row[ids] = np.where(values > 0, values / factor, values * factor)
+    if seen.output and (params.presence_penalty or params.frequency_penalty):
+        ids = np.fromiter(seen.output.keys(), np.int64)
+        counts = np.fromiter(seen.output.values(), np.float32)
+        row[ids] -= np.float32(params.presence_penalty) + np.float32(params.frequency_penalty) * counts
+
+
+def choose(row: Row, params: SamplingParams, draw: float) -> int:
+    """The token for a finished row (penalties applied) and a number in [0, 1). Changes `row`."""
+    if params.greedy:
+        return int(row.argmax())
+    top = float(row.max())
+    probs = np.exp((row - np.float32(top)) / np.float32(params.temperature), dtype=np.float32)
+    ids = _candidates(probs, params)
+    if ids is None:
+        cumulative = np.cumsum(probs, dtype=np.float64)
+        return int(np.searchsorted(cumulative, draw * cumulative[-1], side="right").clip(max=len(probs) - 1))
+    kept = np.cumsum(probs[ids], dtype=np.float64)
+    if params.top_p < 1.0:
+        total = kept[-1] if params.top_k or params.min_p else float(probs.sum(dtype=np.float64))
+        kept = kept[: int(np.searchsorted(kept, params.top_p * total)) + 1]
+    pick = int(np.searchsorted(kept, draw * kept[-1], side="right"))
+    return int(ids[min(pick, len(kept) - 1)])
+
+
+def _candidates(probs: Row, params: SamplingParams) -> NDArray[np.int64] | None:
+    """Ids that min_p and top_k leave, likeliest first, lower id first among equals; None: all, in id order.
+
+    With top_p alone, only as many of the likeliest as are sure to hold that probability.
+    """
+    if params.min_p > 0:
+        ids = np.flatnonzero(probs >= params.min_p * probs.max())
+        ids = _sorted(probs, ids)
+        return ids[: params.top_k] if params.top_k else ids
+    if params.top_k and params.top_k < len(probs):
+        return _likeliest(probs, params.top_k)
+    if params.top_p < 1.0:
+        if len(probs) > 2 * _FIRST_LOOK:
+            ids = _likeliest(probs, _FIRST_LOOK)
+            if probs[ids].sum(dtype=np.float64) >= params.top_p * probs.sum(dtype=np.float64) * (1 + 1e-6):
+                return ids
+        return _sorted(probs, np.arange(len(probs)))
+    return None
+
+
+def _likeliest(probs: Row, k: int) -> NDArray[np.int64]:
+    threshold = np.partition(probs, len(probs) - k)[len(probs) - k]
+    return _sorted(probs, np.flatnonzero(probs >= threshold))[:k]
+
+
+def _sorted(probs: Row, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    return ids[np.argsort(-probs[ids], kind="stable")]
+
+
+def logprobs_of(row: Row, token_id: int, k: int) -> TokenLogprobs:
+    """Log-softmax of the raw row: the token's, its rank from 1, and the k likeliest."""
+    shifted = row.astype(np.float64) - float(row.max())
+    log_total = float(np.log(np.exp(shifted).sum()))
+    own = float(shifted[token_id]) - log_total
+    rank = int((row > row[token_id]).sum()) + 1
+    top: tuple[tuple[int, float], ...] = ()
+    if k:
+        top = tuple((int(i), float(shifted[i]) - log_total) for i in _likeliest(row, min(k, len(row))))
+    return TokenLogprobs(token_id, own, rank, top)
+
+
+class Sampler:
+    """Chooses tokens; remembers for each sequence only which tokens were counted for its penalties.
+
+    vocab_size  ids from here on are padding of the head and are never chosen
+    eos_ids     banned while min_tokens is not reached (with the request's own stop ids)
+    """
+
+    def __init__(self, vocab_size: int, eos_ids: Collection[int]) -> None:
+        self.vocab_size = vocab_size
+        self.eos_ids = tuple(eos_ids)
+        self._seen: dict[int, Seen] = {}
+
+    def forget(self, seq_ids: Collection[int]) -> None:
+        """Drops what is remembered of sequences that ended."""
+        for seq_id in seq_ids:
+            self._seen.pop(seq_id, None)
+
+    def sample(self, seq: Sequence, accepted: list[int], raw: Row) -> tuple[int, TokenLogprobs | None]:
+        """The token after `seq.token_ids + accepted`, from its raw row of logits (left unchanged).
+
+        Raises NotFiniteError when the row cannot be trusted.
+        """
+        params = seq.request.params
+        row = raw[: self.vocab_size].copy()
+        if not np.isfinite(row.max()):
+            raise NotFiniteError("the model's logits are not finite")
+        for token_id, bias in params.logit_bias.items():
+            row[token_id] += np.float32(bias)
+        if params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
+            penalise(row, params, self._counts(seq, accepted))
+        num_output = seq.num_output_tokens + len(accepted)
+        if num_output < params.min_tokens:
+            row[list(self.eos_ids) + list(params.stop_token_ids)] = -np.inf
+        position = len(seq.token_ids) + len(accepted)
+        token_id = choose(row, params, uniform(params.seed or 0, seq.index, position))
+        if params.logprobs is None:
+            return token_id, None
+        return token_id, logprobs_of(raw[: self.vocab_size], token_id, params.logprobs)
+
+    def _counts(self, seq: Sequence, accepted: list[int]) -> Seen:
+        seen = self._seen.get(seq.seq_id)
+        if seen is None:
+            seen = self._seen[seq.seq_id] = Seen(seq)
+        seen.catch_up(seq.token_ids)
+        if not accepted:
+            return seen
+        ahead = Seen(seq)
+        ahead.output = seen.output + Counter(accepted)
+        return ahead

@@ -1,0 +1,67 @@
+"""Plans become arrays: rows in order, slots through the page table, logit rows at the end of each slice."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from legato.core.plan import Plan, Slice
+from legato.core.request import Request
+from legato.core.sequence import Sequence
+from legato.errors import CapacityError
+from legato.runtime.kv_store import free_memory, plan_pages
+from legato.runtime.pack import pack
+
+
+def sequence(prompt, pages, drafts=()):
+    return Sequence(0, Request("r", tuple(prompt)), pages=list(pages), draft_ids=list(drafts))
+
+
+def test_a_mixed_step():
+    chunk = sequence(range(100, 110), [7, 2, 9])
+    decode = sequence([5, 6, 7], [4, 6], drafts=[8, 9])
+    batch = pack(Plan((Slice(chunk, 3, 6, 0), Slice(decode, 2, 3, 3))), page_size=4)
+    assert batch.input_ids_T.tolist() == [103, 104, 105, 106, 107, 108, 7, 8, 9]
+    assert batch.positions_T.tolist() == [3, 4, 5, 6, 7, 8, 2, 3, 4]
+    assert batch.slot_mapping_T[:6].tolist() == [31, 8, 9, 10, 11, 36]
+    assert batch.cu_seqlens_q_S1.tolist() == [0, 6, 9]
+    assert batch.seq_lens_S.tolist() == [9, 5]
+    assert batch.slot_mapping_T[6:].tolist() == [18, 19, 24]
+    assert batch.page_table_SP[0].tolist() == [7, 2, 9]
+    assert batch.logit_rows_R.tolist() == [6, 7, 8]
+    assert all(getattr(batch, name).dtype == np.int32 for name in batch.__slots__)
+
+
+
+
+def test_drafts_beyond_the_pages_are_a_programming_error():
+    with pytest.raises(AssertionError):
+        pack(Plan((Slice(sequence([1, 2, 3], [0]), 0, 3, 1),)), page_size=2)
+
+
+def test_the_pool_takes_what_is_allowed_and_never_more_than_half_of_what_is_free():
+    assert plan_pages(1000, 32, 320, kv_memory=10_500, free_bytes=10**6).num_pages == 10
+    plan = plan_pages(1000, 32, 320, kv_memory=None, free_bytes=10**9)
+    assert plan.num_pages == 40 and plan.full_contexts == 4
+    assert plan_pages(1000, 32, 320, kv_memory=None, free_bytes=30_000).num_pages == 15
+    with pytest.raises(CapacityError, match="30000"):
+        plan_pages(1000, 32, 320, kv_memory=40_000, free_bytes=30_000)
+    with pytest.raises(CapacityError, match="kv-memory"):
+        plan_pages(1000, 32, 320, kv_memory=500, free_bytes=30_000)
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_a_container_limit_counts(tmp_path):
+    proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
+    write(proc / "meminfo", "MemTotal: 100 kB\nMemAvailable: 50 kB\n")
+    assert free_memory(proc, cgroup) == 50 * 1024
+    write(cgroup / "memory.max", "max\n")
+    assert free_memory(proc, cgroup) == 50 * 1024
+    write(cgroup / "memory.max", "30000\n")
+    write(cgroup / "memory.current", "20000\n")
+    write(cgroup / "memory.stat", "inactive_file 5000\nother 3\n")
+    assert free_memory(proc, cgroup) == 15_000
