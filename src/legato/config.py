@@ -1,0 +1,201 @@
+"""Every setting, its default, and where its value came from.
+
+Knows: names, types and ranges of settings; LEGATO_* variables and the few others that terminals agree on.
+Does not know: what a setting does. Nobody else reads the environment.
+
+A value is taken from the argument, else from LEGATO_<NAME>, else from the default.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from legato.errors import UsageError
+
+PREFIX = "LEGATO_"
+DEFAULT_MODEL = "smollm2-135m"
+BACKENDS = ("auto", "native", "reference")
+ISAS = ("auto", "portable", "avx2", "avx512", "amx")
+KV_FORMATS = ("auto", "f32", "bf16", "int8", "int4")
+COLORS = ("auto", "always", "never")
+TILE = 256  # a page must divide the attention tile
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class _Refused(ValueError):
+    """What a value may be; `Config.resolve` adds the name and where the value came from."""
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise _Refused("a name or a path that is not empty")
+    return str(os.fspath(value))
+
+
+def _path(value: object) -> Path:
+    return Path(_text(value)).expanduser()
+
+
+def _one_of(*allowed: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        text = str(value).lower()
+        if text not in allowed:
+            near = get_close_matches(text, allowed, 1)
+            raise _Refused(f"one of {', '.join(allowed)}" + (f"; did you mean {near[0]}?" if near else ""))
+        return text
+
+    return parse
+
+
+def _whole(low: int, high: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        try:
+            number = int(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else None
+        except ValueError:
+            number = None
+        if number is None or not low <= number <= high:
+            raise _Refused(f"a whole number from {low} to {high}")
+        return number
+
+    return parse
+
+
+def _size(value: object) -> int:
+    """Bytes: 268435456, "256M", "1.5G"."""
+    text = str(value).strip().upper().removesuffix("IB").removesuffix("B")
+    unit = text[-1:] if text[-1:] in _UNITS else ""
+    try:
+        size = int(float(text.removesuffix(unit)) * _UNITS[unit])
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 2**20:
+        raise _Refused("a size from 1M, such as 256M or 2G")
+    return size
+
+
+def _page(value: object) -> int:
+    size = _whole(16, TILE)(value)
+    if TILE % size:
+        raise _Refused("16, 32, 64, 128 or 256")
+    return size
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).lower()
+    if text in ("1", "true", "yes", "on"):
+        return True
+    if text in ("0", "false", "no", "off"):
+        return False
+    raise _Refused("true or false")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: how its text is read, and a line of help. None as default means: chosen at load."""
+
+    parse: Callable[[object], Any]
+    default: Any
+    help: str
+
+
+def _cache_home(environ: Mapping[str, str]) -> Path:
+    base = environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "legato"
+
+
+SETTINGS: dict[str, Setting] = {
+    "model": Setting(_text, DEFAULT_MODEL, "built-in name, .gguf file, folder, or hf:ORG/NAME"),
+    "backend": Setting(_one_of(*BACKENDS), "auto", "auto, native or reference"),
+    "threads": Setting(_whole(1, 1024), None, "worker threads (default: the cores this process may use)"),
+    "isa": Setting(_one_of(*ISAS), "auto", "instruction set of the native backend; lower ones can be forced"),
+    "kv": Setting(_one_of(*KV_FORMATS), "auto", "how keys and values are kept: bf16, int8 or int4"),
+    "kv_memory": Setting(_size, None, "memory for keys and values, such as 512M (default: from what is free)"),
+    "context": Setting(_whole(2, 2**24), None, "longest prompt + answer in tokens (default: the model's)"),
+    "page_size": Setting(_page, 16, "tokens a page of the cache"),
+    "max_seqs": Setting(_whole(1, 4096), 16, "answers that advance together"),
+    "max_step_tokens": Setting(_whole(1, 65536), 512, "tokens computed a step; longer prompts are cut into chunks"),
+    "naive": Setting(_flag, False, "no cache: recompute everything for every token (slow, for comparison)"),
+    "cache_dir": Setting(_path, None, "where fetched models are kept"),
+    "color": Setting(_one_of(*COLORS), "auto", "auto, always or never"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of one process or one LLM. Build it with `Config.resolve`."""
+
+    model: str
+    backend: str
+    threads: int | None
+    isa: str
+    kv: str
+    kv_memory: int | None
+    context: int | None
+    page_size: int
+    max_seqs: int
+    max_step_tokens: int
+    naive: bool
+    cache_dir: Path
+    color: str
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def resolve(cls, arguments: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None) -> Config:
+        """Arguments that are None count as not given. Raises `UsageError` naming the setting and its source."""
+        arguments = arguments or {}
+        environ = os.environ if environ is None else environ
+        for name in arguments:
+            if name not in SETTINGS:
+                near = get_close_matches(name, SETTINGS, 1)
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(SETTINGS)}"
+                raise UsageError(f"unknown setting {name!r}; {hint}")
+        values: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        for name, setting in SETTINGS.items():
+            variable = PREFIX + name.upper()
+            if arguments.get(name) is not None:
+                values[name], sources[name] = _parse(name, setting, arguments[name], name), "argument"
+            elif environ.get(variable, "") != "":
+                values[name], sources[name] = _parse(name, setting, environ[variable], variable), variable
+            else:
+                values[name], sources[name] = setting.default, "default"
+        if values["cache_dir"] is None:
+            values["cache_dir"] = _cache_home(environ)
+        if sources["color"] == "default":
+            values["color"], sources["color"] = _terminal_color(environ)
+        return cls(**values, sources=sources)
+
+
+def _parse(name: str, setting: Setting, value: object, where: str) -> Any:
+    try:
+        return setting.parse(value)
+    except _Refused as refused:
+        raise UsageError(f"{where}={value!r} is not allowed: {refused}") from None
+
+
+def _terminal_color(environ: Mapping[str, str]) -> tuple[str, str]:
+    """NO_COLOR and FORCE_COLOR (no-color.org, force-color.org): any non-empty value counts."""
+    if environ.get("NO_COLOR"):
+        return "never", "NO_COLOR"
+    if environ.get("FORCE_COLOR"):
+        return "always", "FORCE_COLOR"
+    if environ.get("TERM") == "dumb":
+        return "never", "TERM"
+    return "auto", "default"
+
+
+def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
+    """LEGATO_* variables that no setting reads: most likely misspelt."""
+    environ = os.environ if environ is None else environ
+    known = {PREFIX + name.upper() for name in SETTINGS}
+    return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+
+
+assert set(SETTINGS) | {"sources"} == {f.name for f in fields(Config)}
