@@ -1,0 +1,39 @@
+# The verbs. Continuous integration runs the same ones. Each uses the tools on PATH: activate the environment first
+# (`make setup && . .venv/bin/activate`).
+.PHONY: setup native lint test test-fast native-test bench docs clean
+
+setup:           ## an environment with everything for development, package installed in place
+	python3 -m venv .venv
+	.venv/bin/pip install -q '.[test]'
+
+native:          ## the kernel library, built into the source tree
+	cmake -S . -B build/dev -G Ninja -DCMAKE_BUILD_TYPE=Release -DLEGATO_IN_TREE=ON
+	cmake --build build/dev
+
+lint:            ## style, types, layer contract, size report
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	python tools/sizes.py
+
+test:            ## everything
+	pytest
+
+test-fast:       ## on every change
+	pytest -m "not slow"
+
+native-test:     ## the kernels' own tests, with address and undefined-behaviour sanitizers
+	cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLEGATO_TESTS=ON -DLEGATO_SANITIZE=ON
+	cmake --build build/sanitize
+	ctest --test-dir build/sanitize --output-on-failure
+
+bench:           ## the machine's walls, then the built-in model against them
+	legato calibrate
+	legato bench decode
+
+docs:            ## check that documents name files that exist
+	python tools/check_docs.py
+
+clean:
+	rm -rf build .venv
