@@ -88,7 +88,8 @@ class Tensor:
         """Rows [start, stop) of a 2-D tensor, no copy."""
         assert len(self.shape) == 2 and 0 <= start <= stop <= self.shape[0], (self.name, self.shape, start, stop)
         row = self.format.row_bytes(self.cols)
-        return Tensor(f"{self.name}[{start}:{stop}]", (stop - start, self.cols), self.format, self.data[start * row : stop * row])
+        data = self.data[start * row : stop * row]
+        return Tensor(f"{self.name}[{start}:{stop}]", (stop - start, self.cols), self.format, data)
 
     def reorder(self, order: NDArray[np.int64]) -> Tensor:
         """The rows in another order (a copy); for Q/K rows stored for interleaved rope."""
