@@ -32,7 +32,10 @@ class RequestError(LegatoError):
 
     def __init__(self, field: str, value: object, allowed: str, fix: str = "") -> None:
         self.field, self.value, self.allowed, self.fix = field, value, allowed, fix
-        shown = repr(value)
+        try:
+            shown = repr(value)
+        except ValueError:  # Python refuses to print an int of more than 4,300 digits
+            shown = f"a {type(value).__name__} too long to print"
         if len(shown) > 80:
             shown = shown[:77] + "..."
         super().__init__(f"{field}={shown} is not allowed: {allowed}" + (f"; {fix}" if fix else ""))

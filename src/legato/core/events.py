@@ -11,12 +11,30 @@ from legato.core.plan import TokenLogprobs
 from legato.core.sequence import FinishReason
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a finished sequence took.
+
+    num_cached_tokens  prompt tokens found in the cache when it was first admitted
+    marks              clock readings in seconds by name (arrived, scheduled, first_token, finished); those that
+                       were never reached are absent
+    """
+
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_cached_tokens: int
+    num_preemptions: int
+    marks: dict[str, float]
+
+
 @dataclass(slots=True)
 class Event:
     """New tokens of one sequence, and perhaps its end. Each accepted sequence gets exactly one finish.
 
     token_ids      new since the last event (stop tokens that ended it are included, marked by `stop_token_id`)
+    prompt_logprobs  of the prompt positions computed since the last event; they come with index 0 only
     error          what went wrong, with finish_reason ERROR
+    usage          with finish_reason only
     """
 
     request_id: str
@@ -28,3 +46,4 @@ class Event:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     error: str | None = None
+    usage: Usage | None = None

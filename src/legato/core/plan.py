@@ -15,7 +15,7 @@ class Slice:
     """Advance `seq` over tokens [start, start + length) of token_ids + draft_ids.
 
     num_logits  how many trailing rows need logits: 0 in the middle of a prompt, 1 at its end,
-                1 + drafts for verification, `length` when prompt logprobs were asked for
+                1 + drafts for verification, up to `length` where prompt logprobs are still to be delivered
     """
 
     seq: Sequence
@@ -58,7 +58,7 @@ class SliceResult:
 
     token_ids        accepted, in order; drafts that failed are simply absent
     logprobs         one a token in token_ids, when asked for
-    prompt_logprobs  one a prompt position computed here (positions start+1 .. end), when asked for
+    prompt_logprobs  when asked for: one for each row r with logits whose next token r + 1 is in the prompt
     error            a fault of this sequence alone (for example a NaN in its logits)
     """
 

@@ -14,6 +14,8 @@ from legato.errors import RequestError
 MAX_N = 16
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
+MAX_BIASES = 1024
+MAX_TEXT = 256
 
 
 def _check(ok: bool, name: str, value: object, allowed: str, fix: str = "") -> None:
@@ -22,7 +24,7 @@ def _check(ok: bool, name: str, value: object, allowed: str, fix: str = "") -> N
 
 
 def _is_number(x: object) -> bool:
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+    return _is_int(x) or (isinstance(x, float) and math.isfinite(x))
 
 
 def _is_int(x: object) -> bool:
@@ -82,6 +84,8 @@ class SamplingParams:
         ranged("presence_penalty", -2.0, 2.0)
         ranged("frequency_penalty", -2.0, 2.0)
         _check(isinstance(self.logit_bias, Mapping), "logit_bias", self.logit_bias, "a mapping of token id to bias")
+        _check(len(self.logit_bias) <= MAX_BIASES, "logit_bias", len(self.logit_bias), f"at most {MAX_BIASES} entries")
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
         for token_id, bias in self.logit_bias.items():
             _check(_is_int(token_id) and 0 <= token_id < 2**31, "logit_bias", token_id, "token ids from 0")
             _check(_is_number(bias) and -100 <= bias <= 100, "logit_bias", bias, "biases from -100 to 100")
@@ -91,7 +95,8 @@ class SamplingParams:
             whole("max_tokens", 1, 2**31 - 1)
         whole("min_tokens", 0, 2**31 - 1)
         if self.max_tokens is not None:
-            _check(self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, f"at most max_tokens={self.max_tokens}")
+            allowed = f"at most max_tokens={self.max_tokens}"
+            _check(self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, allowed)
         self._check_stops()
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
@@ -104,7 +109,7 @@ class SamplingParams:
         for name in ("stop", "stop_token_ids"):
             value = getattr(self, name)
             _check(isinstance(value, (tuple, list)), name, value, "a list")
-            _check(len(value) <= MAX_STOPS, name, value, f"at most {MAX_STOPS} entries")
+            _check(len(value) <= MAX_STOPS, name, len(value), f"at most {MAX_STOPS} entries")
             object.__setattr__(self, name, tuple(value))
         for s in self.stop:
             _check(isinstance(s, str) and 0 < len(s) <= 1024, "stop", s, "non-empty strings of up to 1024 characters")
@@ -141,9 +146,18 @@ class Request:
     salt: str = ""
 
     def __post_init__(self) -> None:
+        for name, low in (("request_id", 1), ("salt", 0)):
+            value = getattr(self, name)
+            fits = isinstance(value, str) and low <= len(value) <= MAX_TEXT
+            _check(fits, name, value, f"{low} to {MAX_TEXT} characters")
+        whole = _is_int(self.priority) and -(2**31) <= self.priority < 2**31
+        _check(whole, "priority", self.priority, f"a whole number from {-(2**31)} to {2**31 - 1}")
+        _check(isinstance(self.params, SamplingParams), "params", self.params, "a SamplingParams")
+        _check(isinstance(self.prompt_ids, (tuple, list)), "prompt_ids", self.prompt_ids, "a list of token ids")
+        object.__setattr__(self, "prompt_ids", tuple(self.prompt_ids))
         _check(len(self.prompt_ids) > 0, "prompt", "", "at least one token", "give a prompt that is not empty")
         for t in self.prompt_ids:
-            _check(_is_int(t) and t >= 0, "prompt_ids", t, "token ids from 0")
+            _check(_is_int(t) and 0 <= t < 2**31, "prompt_ids", t, "token ids from 0")
 
     def check_vocab(self, vocab_size: int) -> None:
         """Refuses ids outside the vocabulary, in the prompt and in every field that names tokens."""

@@ -30,20 +30,25 @@ class FinishReason(enum.StrEnum):
 class Sequence:
     """One of a request's `n` answers: its tokens, its pages, and when things happened to it.
 
-    seq_id  the engine's own number, never reused
-    index   which of the request's n answers
-    marks   clock readings in seconds by name (arrived, scheduled, first_token, finished)
+    seq_id      the engine's own number, never reused; a later one arrived later
+    index       which of the request's n answers
+    max_length  the most tokens it may come to hold, prompt included: max_tokens cut at the context's end
+    pages       where keys and values lie; any of them may be exchanged for an equal one between two steps
+    num_prompt_logprobs  positions of the prompt whose logprobs have been delivered
+    marks       clock readings in seconds by name (arrived, scheduled, first_token, finished)
     """
 
     seq_id: int
     request: Request
     index: int = 0
+    max_length: int = 0
     token_ids: list[int] = field(default_factory=list)
     draft_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     pages: list[int] = field(default_factory=list)
     num_preemptions: int = 0
+    num_prompt_logprobs: int = 0
     finish_reason: FinishReason | None = None
     marks: dict[str, float] = field(default_factory=dict)
 
@@ -66,6 +71,17 @@ class Sequence:
     @property
     def output_ids(self) -> list[int]:
         return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def first_logit_row(self) -> int:
+        """The first position whose logits are still wanted: the last certain token's, or earlier in the prompt.
+
+        Only the first of a request's answers brings the prompt's logprobs: the prompt is the same for all.
+        """
+        wanted = self.index == 0 and self.request.params.prompt_logprobs is not None
+        if wanted and self.num_prompt_logprobs < self.num_prompt_tokens - 1:
+            return self.num_prompt_logprobs
+        return len(self.token_ids) - 1
 
     @property
     def finished(self) -> bool:

@@ -1,0 +1,139 @@
+"""What every step carried and where its time went, in constant memory.
+
+Knows: plans, results, and laps of a clock that is handed in. Does not know: how anything is done, whose tokens.
+
+    with ledger.step() as lap:
+        plan = ...;      lap("schedule")      seconds since the step began, or since the last lap
+        results = ...;   lap("run")
+        lap.count(plan, results)
+
+The last `keep` steps are kept one by one, all steps as one sum. A step left by an exception is not recorded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from legato.core.plan import Plan, SliceResult
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """One step, or the sum of many (then `num_steps` > 1).
+
+    started        clock reading at its begin (of the first step, in a sum)
+    seconds        its whole duration; `laps` are its named parts
+    decode_tokens  rows that each were one stream's next token
+    draft_tokens   rows that verified a guess, of which `accepted_tokens` were right
+    prompt_tokens  all other rows: prompts, and what preemption or naive decoding computes again
+    logit_rows     rows that went through the output head
+    kv_tokens      keys and values read, a sequence's counted once: sum over slices of their end
+    visited        positions that all rows looked at: sum over rows of position + 1
+    output_tokens  tokens that came of it
+    """
+
+    started: float = 0.0
+    seconds: float = 0.0
+    num_steps: int = 0
+    num_seqs: int = 0
+    decode_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    prompt_tokens: int = 0
+    logit_rows: int = 0
+    kv_tokens: int = 0
+    visited: int = 0
+    output_tokens: int = 0
+    laps: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def num_tokens(self) -> int:
+        """Rows computed."""
+        return self.decode_tokens + self.draft_tokens + self.prompt_tokens
+
+    def add(self, other: StepRecord) -> None:
+        """Becomes the sum of both."""
+        if not self.num_steps:
+            self.started = other.started
+        self.seconds += other.seconds
+        self.num_steps += other.num_steps
+        self.num_seqs += other.num_seqs
+        self.decode_tokens += other.decode_tokens
+        self.draft_tokens += other.draft_tokens
+        self.accepted_tokens += other.accepted_tokens
+        self.prompt_tokens += other.prompt_tokens
+        self.logit_rows += other.logit_rows
+        self.kv_tokens += other.kv_tokens
+        self.visited += other.visited
+        self.output_tokens += other.output_tokens
+        for name, seconds in other.laps.items():
+            self.laps[name] = self.laps.get(name, 0.0) + seconds
+
+
+class Lap:
+    """One running step of a ledger: call it at the end of each part, and once with what the step carried."""
+
+    __slots__ = ("_clock", "_last", "_ledger", "record")
+
+    def __init__(self, ledger: Ledger, clock: Callable[[], float]) -> None:
+        self._ledger, self._clock = ledger, clock
+
+    def __enter__(self) -> Lap:
+        self._last = self._clock()
+        self.record = StepRecord(self._last, num_steps=1)
+        return self
+
+    def __call__(self, name: str) -> None:
+        """The time since the last lap was spent on `name`."""
+        now = self._clock()
+        laps = self.record.laps
+        laps[name] = laps.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def count(self, plan: Plan, results: Sequence[SliceResult]) -> None:
+        """What the step carried, and what came of it; `results` aligned with `plan.slices`."""
+        record = self.record
+        for piece, result in zip(plan.slices, results, strict=True):
+            start, length, num_logits, num_out = piece.start, piece.length, piece.num_logits, len(result.token_ids)
+            end = start + length
+            if num_logits == length and start >= len(piece.seq.request.prompt_ids):
+                record.decode_tokens += 1
+                record.draft_tokens += length - 1
+                record.accepted_tokens += max(0, num_out - 1)
+            else:
+                record.prompt_tokens += length
+            record.logit_rows += num_logits
+            record.kv_tokens += end
+            record.visited += length * (start + end + 1) // 2
+            record.output_tokens += num_out
+        record.num_seqs += len(plan.slices)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.record.seconds = self._clock() - self.record.started
+            self._ledger.close(self.record)
+
+
+class Ledger:
+    """The steps of one engine. One step at a time, from one thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, keep: int = 512) -> None:
+        self.recent: deque[StepRecord] = deque(maxlen=keep)
+        self.total = StepRecord()
+        self._lap = Lap(self, clock)
+
+    def step(self) -> Lap:
+        """The next step, to be entered with `with`."""
+        return self._lap
+
+    def close(self, record: StepRecord) -> None:
+        """Takes a finished step in. Steps that carried nothing are left out."""
+        if record.num_seqs:
+            self.recent.append(record)
+            self.total.add(record)

@@ -1,0 +1,165 @@
+"""Which pages belong to which sequence, and which computed pages are shared.
+
+Knows: sequences' tokens and pages, the pool, the tree. Does not know: budgets, priorities, what a page contains.
+
+    seq.pages   |-- published: a path of the tree --|-- own: this sequence alone may write them --|
+    tokens      0 ......................... full pages of num_computed_tokens ......... grown ahead
+
+A page is published only when it is full, computed and committed; it is never written again. Two sequences that
+computed the same page at the same time end up with one: the second gives its own back and maps the first's.
+So `seq.pages` may change at any commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from legato.core.sequence import Sequence
+from legato.errors import EngineError
+from legato.schedule.page_pool import PagePool, pages_for
+from legato.schedule.prefix_tree import PrefixTree
+
+
+@dataclass(frozen=True, slots=True)
+class KvReport:
+    """Pages by state. free + cached + in_use == total.
+
+    cached  computed, kept for whoever comes with the same prefix, and given up when pages are needed
+    in_use  mapped by a sequence
+    """
+
+    free: int
+    cached: int
+    in_use: int
+    total: int
+
+
+class CacheManager:
+    """`share=False`: nothing is published and nothing matches; every sequence has its pages to itself."""
+
+    def __init__(self, num_pages: int, page_size: int, share: bool = True) -> None:
+        self._share = share
+        self._pool = PagePool(num_pages, page_size)
+        self._tree = PrefixTree(page_size)
+
+    @property
+    def page_size(self) -> int:
+        return self._pool.page_size
+
+    @property
+    def num_pages(self) -> int:
+        return self._pool.num_pages
+
+    @property
+    def num_available(self) -> int:
+        """Pages that can be had without taking any from a sequence: free ones and cached ones."""
+        return self._pool.num_free + self._tree.num_idle
+
+    def match(self, seq: Sequence) -> int:
+        """Maps the longest computed prefix into `seq`, which holds no pages; returns its length in tokens.
+
+        Never reaches past the first token whose logits are wanted, so at least one token is left to compute.
+        """
+        assert not seq.pages
+        if not self._share:
+            return 0
+        most = seq.first_logit_row // self.page_size
+        for node in self._tree.walk(seq.request.salt, seq.token_ids, most):
+            self._use(node.page)
+            seq.pages.append(node.page)
+        seq.num_computed_tokens = len(seq.pages) * self.page_size
+        return seq.num_computed_tokens
+
+    def grow(self, seq: Sequence, num_tokens: int) -> bool:
+        """Pages for the first `num_tokens` tokens, evicting cached ones where needed; False (no change) if short."""
+        missing = pages_for(num_tokens, self.page_size) - len(seq.pages)
+        if missing <= 0:
+            return True
+        if missing > self.num_available:
+            return False
+        for _ in range(missing):
+            if not self._pool.num_free:
+                self._pool.drop(self._tree.evict())
+            seq.pages.append(self._pool.take())
+        return True
+
+    def commit(self, seq: Sequence) -> None:
+        """Publishes the pages of `seq` that have become full of computed tokens. Call it when those are certain."""
+        full = seq.num_computed_tokens // self.page_size
+        if not self._share or full == 0 or self._tree.at(seq.pages[full - 1]) is not None:
+            return
+        first = full - 1
+        while first > 0 and self._tree.at(seq.pages[first - 1]) is None:
+            first -= 1
+        parent = self._tree.at(seq.pages[first - 1]) if first else None
+        for i in range(first, full):
+            key = tuple(seq.token_ids[i * self.page_size : (i + 1) * self.page_size])
+            own = seq.pages[i]
+            parent = self._tree.insert(parent, seq.request.salt, key, own)
+            if parent.page == own:
+                self._pool.hold(own)
+            else:
+                self._use(parent.page)
+                seq.pages[i] = parent.page
+                self._pool.drop(own)
+
+    def release(self, seq: Sequence, keep: bool = True) -> None:
+        """Takes all pages from `seq`; published ones stay cached. `keep=False` forgets those nobody else needs."""
+        for page in reversed(seq.pages):
+            node = self._tree.at(page)
+            left = self._pool.drop(page)
+            if node is not None and left == 1:
+                self._tree.rest(node)
+                if not keep and not node.children:
+                    self._tree.remove(node)
+                    self._pool.drop(page)
+        seq.pages.clear()
+        seq.num_computed_tokens = 0
+
+    def reset(self) -> None:
+        """Forgets every page. Only while no sequence holds any."""
+        self._pool = PagePool(self.num_pages, self.page_size)
+        self._tree = PrefixTree(self.page_size)
+
+    def report(self) -> KvReport:
+        free, cached, total = self._pool.num_free, self._tree.num_idle, self._pool.num_pages
+        return KvReport(free, cached, total - free - cached, total)
+
+    def _use(self, page: int) -> None:
+        """One more sequence maps a published page."""
+        node = self._tree.at(page)
+        if node is not None and self._pool.holders(page) == 1:
+            self._tree.wake(node)
+        self._pool.hold(page)
+
+    def check(self, seqs: Iterable[Sequence]) -> None:
+        """Raises `EngineError` unless every page is accounted for, given all sequences that hold any. O(pages)."""
+        self._tree.check()
+        holders = [0] * self.num_pages
+        for node in self._tree:
+            holders[node.page] += 1
+        for seq in seqs:
+            self._check_path(seq)
+            for page in seq.pages:
+                holders[page] += 1
+                if holders[page] > 1 and self._tree.at(page) is None:
+                    raise EngineError(f"page {page} is mapped twice without being published")
+        self._pool.check(holders)
+        idle = sum(1 for node in self._tree if holders[node.page] == 1)
+        if idle != self._tree.num_idle:
+            raise EngineError(f"{self._tree.num_idle} nodes are listed as idle, but {idle} are")
+
+    def _check_path(self, seq: Sequence) -> None:
+        parent, published = None, True
+        for i, page in enumerate(seq.pages):
+            node = self._tree.at(page)
+            published = published and node is not None
+            if node is None:
+                continue
+            end = (i + 1) * self.page_size
+            if not published or node.parent is not parent or node.salt != seq.request.salt:
+                raise EngineError(f"sequence {seq.seq_id} maps page {page} off its path")
+            if tuple(seq.token_ids[end - self.page_size : end]) != node.key:
+                raise EngineError(f"sequence {seq.seq_id} maps page {page}, which holds other tokens")
+            parent = node

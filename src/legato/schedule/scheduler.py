@@ -1,0 +1,352 @@
+"""What the next step does, and what its results mean for every sequence.
+
+Knows: sequences, pages, priorities, a budget of tokens. Does not know: arrays, text; the time is handed in.
+
+There are no phases. A sequence has `num_computed_tokens` and `num_tokens`; every step lets the first catch up with the
+second. A step is filled in this order, under a budget of rows:
+
+    1. running sequences with one certain token to go (streams), one row each, then their drafts
+    2. running sequences with more to go (prompts, or coming back after preemption), in chunks
+    3. waiting sequences, if nobody had to be preempted
+
+Where sequences are
+    parked  --leader has the prompt-->  waiting  --admitted-->  running  --> finished
+                                           ^------preempted--------|
+
+Progress. The best running sequence always gets its page: others are preempted for it. A sequence preempted
+MAX_PREEMPTIONS times is pinned: never a victim again, and admitted only when the pages of its whole life fit beside
+those of all other pinned ones. So the number of preemptions is bounded, and every step without one makes progress.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Mapping, Set
+from collections.abc import Sequence as SequenceOf
+
+from legato.core.events import Event, Usage
+from legato.core.plan import Plan, Slice, SliceResult
+from legato.core.request import Request
+from legato.core.sequence import FinishReason, Sequence
+from legato.errors import RequestError
+from legato.schedule.accept import accept
+from legato.schedule.cache_manager import CacheManager
+from legato.schedule.limits import Limits
+from legato.schedule.page_pool import pages_for
+
+MAX_PREEMPTIONS = 8
+
+Budget = Callable[[SequenceOf[Slice], Sequence], int]
+"""Given the slices planned so far: how many rows of `sequence`, which has more than one to go, the step may add.
+
+The scheduler cuts the answer to the rows that are left, and lifts it to 1 where nothing is planned yet.
+"""
+
+
+def _order(seq: Sequence) -> tuple[int, int]:
+    return seq.request.priority, seq.seq_id
+
+
+class _Draft:
+    """A plan being written: at most one slice a sequence, and the rows that are left."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self.slices: dict[int, Slice] = {}
+        self.left = max_tokens
+
+    def add(self, seq: Sequence, length: int) -> None:
+        start = seq.num_computed_tokens
+        end = start + length
+        num_logits = max(0, end - max(start, seq.first_logit_row))
+        self.slices[seq.seq_id] = Slice(seq, start, length, num_logits)
+        self.left -= length
+
+    def drop(self, seq: Sequence) -> None:
+        piece = self.slices.pop(seq.seq_id, None)
+        if piece is not None:
+            self.left += piece.length
+
+
+class Scheduler:
+    """`schedule`, run the plan, `commit`; between the two nothing may be scheduled, but anything added or aborted.
+
+    use_cache=False  naive decoding: each token recomputes the whole sequence, nothing is shared
+    budget           None: as much as the step has room for
+    """
+
+    def __init__(
+        self, limits: Limits, *, eos_ids: Set[int] = frozenset(), use_cache: bool = True, budget: Budget | None = None
+    ) -> None:
+        self.limits = limits
+        self.cache = CacheManager(limits.num_pages, limits.page_size, share=use_cache)
+        self.num_preemptions = 0
+        self._eos_ids, self._use_cache = frozenset(eos_ids), use_cache
+        self._budget = budget if budget is not None else lambda planned, seq: limits.max_tokens
+        self._next_id = 0
+        self._waiting: list[tuple[int, int, Sequence]] = []
+        self._parked: dict[int, list[Sequence]] = {}
+        self._running: dict[int, Sequence] = {}
+        self._live: dict[str, list[Sequence]] = {}
+        self._flying = Plan()
+        self._landing: list[Sequence] = []
+        self._outbox: list[Event] = []
+        self._short: tuple[int, int] | None = None
+
+    # -- what is here ---------------------------------------------------------------------------------------------
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting) + sum(len(seqs) for seqs in self._parked.values())
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do or tell anything."""
+        return bool(self._live or self._outbox)
+
+    @property
+    def ready(self) -> list[Sequence]:
+        """Sequences that can take drafts: one certain token to go, and room for more than one answer token."""
+        return [
+            seq
+            for seq in self._running.values()
+            if seq.num_computed_tokens == len(seq.token_ids) - 1 and len(seq.token_ids) + 1 < seq.max_length
+        ]
+
+    def check(self) -> None:
+        """Raises `EngineError` unless every page is accounted for."""
+        self.cache.check([*self._running.values(), *self._landing])
+
+    # -- coming and going -----------------------------------------------------------------------------------------
+
+    def add(self, request: Request, now: float) -> list[int]:
+        """Queues the request's n answers; returns their seq_ids. `CapacityError` if it can never fit.
+
+        Answers after the first wait until the first has computed the prompt, and then find it in the cache.
+        """
+        if request.request_id in self._live:
+            raise RequestError("request_id", request.request_id, "an id that is not in flight", "use a fresh one")
+        max_length = self.limits.max_length(request)
+        seqs: list[Sequence] = []
+        for index in range(request.params.n):
+            seqs.append(Sequence(self._next_id, request, index, max_length, marks={"arrived": now}))
+            self._next_id += 1
+        self._live[request.request_id] = seqs.copy()
+        self._enqueue(seqs[0])
+        self._parked[seqs[0].seq_id] = seqs[1:]
+        self._unpark(seqs[0])
+        return [seq.seq_id for seq in seqs]
+
+    def abort(
+        self, request_id: str, now: float, index: int | None = None, reason: FinishReason = FinishReason.ABORT
+    ) -> None:
+        """Ends the request (or one of its answers) for `reason`; unknown ids are fine.
+
+        Pages come free at once, or with the commit of the step in flight. The event comes with the next commit.
+        """
+        for seq in list(self._live.get(request_id, ())):
+            if index is None or seq.index == index:
+                self._finish(seq, Event(request_id, seq.seq_id, seq.index, finish_reason=reason), now)
+
+    def offer(self, drafts: Mapping[int, SequenceOf[int]]) -> None:
+        """Pending guesses for sequences that are `ready`; too many are cut, unknown ones ignored."""
+        for seq in self.ready:
+            room = seq.max_length - len(seq.token_ids) - 1
+            seq.draft_ids = list(drafts.get(seq.seq_id, ()))[:room]
+
+    # -- one step -------------------------------------------------------------------------------------------------
+
+    def schedule(self, now: float) -> Plan:
+        """The next step. Never empty while anything runs or waits."""
+        assert not self._flying, "commit or abandon the last plan first"
+        draft, preempted = _Draft(self.limits.max_tokens), self.num_preemptions
+        order = sorted(self._running.values(), key=_order)
+        streams = [seq for seq in order if seq.num_computed_tokens == len(seq.token_ids) - 1]
+        for i, seq in enumerate(streams):
+            self._plan_stream(draft, seq, others=len(order) - i - 1)
+        for seq in order:
+            if seq.seq_id not in draft.slices:
+                self._plan_chunk(draft, seq)
+        if self.num_preemptions == preempted:
+            self._admit(draft, now)
+        self._flying = Plan(tuple(draft.slices.values()))
+        return self._flying
+
+    def commit(self, plan: Plan, results: SequenceOf[SliceResult], now: float) -> list[Event]:
+        """What the step brought (`results` aligned with `plan.slices`); returns all events since the last commit."""
+        self._land(plan)
+        for piece, result in zip(plan.slices, results, strict=True):
+            if not piece.seq.finished:
+                self._take_in(piece, result, now)
+        events, self._outbox = self._outbox, []
+        return events
+
+    def abandon(self, plan: Plan) -> None:
+        """The step did not happen: its sequences stand where they stood."""
+        self._land(plan)
+
+    def _land(self, plan: Plan) -> None:
+        """Nothing is in flight any more: what was aborted meanwhile gives its pages back."""
+        assert plan is self._flying
+        self._flying = Plan()
+        for seq in self._landing:
+            self.cache.release(seq)
+        self._landing.clear()
+
+    # -- filling a step -------------------------------------------------------------------------------------------
+
+    def _plan_stream(self, draft: _Draft, seq: Sequence, others: int) -> None:
+        """One row, and drafts if rows are left once the `others` still to be planned have one each."""
+        if seq.seq_id not in self._running:
+            return
+        del seq.draft_ids[max(0, draft.left - 1 - others) :]
+        if seq.draft_ids and not self.cache.grow(seq, seq.num_tokens):
+            seq.draft_ids.clear()
+        if self._make_room(draft, seq, seq.num_tokens):
+            draft.add(seq, seq.num_tokens - seq.num_computed_tokens)
+
+    def _plan_chunk(self, draft: _Draft, seq: Sequence) -> None:
+        """As many rows as the budget gives."""
+        if seq.seq_id not in self._running:
+            return
+        length = self._chunk(draft, seq)
+        if length > 0 and self._make_room(draft, seq, seq.num_computed_tokens + length):
+            draft.add(seq, length)
+
+    def _chunk(self, draft: _Draft, seq: Sequence) -> int:
+        """Rows that `seq` may have in this step; at least one when nothing else is planned."""
+        allowed = self._budget(tuple(draft.slices.values()), seq)
+        if not draft.slices:
+            allowed = max(1, allowed)
+        return min(allowed, draft.left, seq.num_tokens - seq.num_computed_tokens)
+
+    def _admit(self, draft: _Draft, now: float) -> None:
+        """Waiting sequences in order, until one does not fit: nobody overtakes it."""
+        while self._waiting and self.num_running < self.limits.max_running and draft.left > 0:
+            seq = self._waiting[0][2]
+            if self._chunk(draft, seq) < 1 or not self._fits(seq):
+                return
+            length = max(1, self._chunk(draft, seq))  # asked again: a matched prefix changes what a row costs
+            del self._waiting[0]
+            self._running[seq.seq_id] = seq
+            if seq.num_preemptions == 0:
+                seq.num_cached_tokens = seq.num_computed_tokens
+                seq.marks["scheduled"] = now
+            grown = self.cache.grow(seq, seq.num_computed_tokens + length)
+            assert grown
+            draft.add(seq, length)
+
+    def _fits(self, seq: Sequence) -> bool:
+        """Maps the cached prefix of a waiting sequence if it can be admitted, else leaves it without pages.
+
+        Room is kept for what the running ones have to compute already, and a page's worth of new tokens for each.
+        """
+        if self._is_pinned(seq):
+            pinned = sum(self._lifetime(s) for s in self._running.values() if self._is_pinned(s))
+            if pinned + self._lifetime(seq) > self.limits.num_pages:
+                return False
+        available = self.cache.num_available - sum(self._ahead(s) for s in self._running.values())
+        if self._running and self._short is not None and self._short[0] == seq.seq_id and available < self._short[1]:
+            return False
+        before = self.cache.num_available
+        self.cache.match(seq)
+        needed = self._ahead(seq) + before - self.cache.num_available
+        if needed <= available:
+            self._short = None
+            return True
+        self.cache.release(seq)
+        self._short = seq.seq_id, needed
+        return False
+
+    def _ahead(self, seq: Sequence) -> int:
+        """Pages `seq` will want soon: for all it has to compute, and a page's worth of tokens after that."""
+        soon = min(seq.num_tokens + self.limits.page_size, seq.max_length - 1)
+        return max(0, pages_for(soon, self.limits.page_size) - len(seq.pages))
+
+    def _lifetime(self, seq: Sequence) -> int:
+        return self.limits.lifetime_pages(seq.max_length)
+
+    # -- when pages run out ---------------------------------------------------------------------------------------
+
+    def _is_pinned(self, seq: Sequence) -> bool:
+        return seq.num_preemptions >= MAX_PREEMPTIONS
+
+    def _make_room(self, draft: _Draft, seq: Sequence, num_tokens: int) -> bool:
+        """Pages for `seq`, taken from others if need be; False if `seq` itself was the one to give way."""
+        while not self.cache.grow(seq, num_tokens):
+            victims = [s for s in self._running.values() if not self._is_pinned(s)]
+            victim = max(victims, key=lambda s: (s.request.priority, -s.num_computed_tokens, s.seq_id))
+            self._preempt(draft, victim)
+            if victim is seq:
+                return False
+        return True
+
+    def _preempt(self, draft: _Draft, seq: Sequence) -> None:
+        """Back to the queue, at its old place. Its full pages stay cached for as long as nobody needs them."""
+        draft.drop(seq)
+        del self._running[seq.seq_id]
+        self.cache.release(seq)
+        seq.draft_ids.clear()
+        seq.num_preemptions += 1
+        self.num_preemptions += 1
+        self._enqueue(seq)
+
+    # -- after a step ---------------------------------------------------------------------------------------------
+
+    def _take_in(self, piece: Slice, result: SliceResult, now: float) -> None:
+        seq = piece.seq
+        event = accept(piece, result, self._eos_ids)
+        if event.error is None:
+            self.cache.commit(seq)
+        if event.token_ids:
+            seq.marks.setdefault("first_token", now)
+            if not self._use_cache:
+                seq.num_computed_tokens = 0
+        self._unpark(seq)
+        if event.finish_reason is not None:
+            self._finish(seq, event, now)
+        elif event.token_ids or event.prompt_logprobs:
+            self._outbox.append(event)
+
+    def _finish(self, seq: Sequence, event: Event, now: float) -> None:
+        """The one place where a sequence ends, wherever it is."""
+        assert not seq.finished
+        seq.finish_reason = event.finish_reason
+        seq.marks["finished"] = now
+        self._forget(seq)
+        if any(piece.seq is seq for piece in self._flying.slices):
+            self._landing.append(seq)
+        else:
+            self.cache.release(seq, keep=event.error is None)
+        self._unpark(seq)
+        event.usage = Usage(
+            seq.num_prompt_tokens, seq.num_output_tokens, seq.num_cached_tokens, seq.num_preemptions, seq.marks
+        )
+        self._outbox.append(event)
+
+    def _forget(self, seq: Sequence) -> None:
+        """Takes `seq` off the list it is on, and off its request."""
+        if self._running.pop(seq.seq_id, None) is None:
+            at = bisect_left(self._waiting, _order(seq))
+            if at < len(self._waiting) and self._waiting[at][2] is seq:
+                del self._waiting[at]
+            else:
+                next(seqs for seqs in self._parked.values() if seq in seqs).remove(seq)
+        live = self._live[seq.request.request_id]
+        live.remove(seq)
+        if not live:
+            del self._live[seq.request.request_id]
+
+    def _enqueue(self, seq: Sequence) -> None:
+        insort(self._waiting, (*_order(seq), seq))
+
+    def _unpark(self, leader: Sequence) -> None:
+        """Lets the followers of `leader` queue once all they could share is computed, or will not be."""
+        size = self.limits.page_size
+        shareable = (leader.num_prompt_tokens - 1) // size if self._use_cache else 0
+        if leader.seq_id in self._parked and (leader.finished or leader.num_computed_tokens // size >= shareable):
+            for seq in self._parked.pop(leader.seq_id):
+                self._enqueue(seq)
