@@ -1,0 +1,85 @@
+// Sixteen lanes of float32 or int32 on AVX-512: one register each.
+//
+// Knows: the instructions of this level. Does not know: what the lanes mean.
+// The three lanes_*.h headers offer the same names, so that rows_impl.h and attention_impl.h are written once.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace lg {
+namespace {
+
+struct F16 {
+  __m512 v;
+};
+struct I16 {
+  __m512i v;
+};
+struct M16 {
+  __mmask16 m;
+};
+
+static inline F16 f_set(float x) { return {_mm512_set1_ps(x)}; }
+static inline F16 f_load(const float* p) { return {_mm512_loadu_ps(p)}; }
+static inline void f_store(float* p, F16 a) { _mm512_storeu_ps(p, a.v); }
+
+// Lanes lo <= i < hi; the bounds may lie outside 0..16.
+static inline M16 m_range(int64_t lo, int64_t hi) {
+  const uint32_t below_hi = hi >= 16 ? 0xffffu : hi <= 0 ? 0u : (1u << hi) - 1u;
+  const uint32_t below_lo = lo >= 16 ? 0xffffu : lo <= 0 ? 0u : (1u << lo) - 1u;
+  return {static_cast<__mmask16>(below_hi & ~below_lo)};
+}
+static inline F16 f_load_part(const float* p, M16 m) { return {_mm512_maskz_loadu_ps(m.m, p)}; }
+static inline void f_store_part(float* p, F16 a, M16 m) { _mm512_mask_storeu_ps(p, m.m, a.v); }
+static inline F16 f_select(M16 m, F16 yes, F16 no) { return {_mm512_mask_blend_ps(m.m, no.v, yes.v)}; }
+static inline I16 i_select(M16 m, I16 yes, I16 no) { return {_mm512_mask_blend_epi32(m.m, no.v, yes.v)}; }
+static inline M16 f_greater(F16 a, F16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)}; }
+static inline M16 f_less(F16 a, F16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+static inline bool f_any_nan(F16 a, F16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_UNORD_Q) != 0; }
+
+static inline F16 f_add(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+static inline F16 f_sub(F16 a, F16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+static inline F16 f_mul(F16 a, F16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline F16 f_div(F16 a, F16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+static inline F16 f_fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// a > b ? a : b and a < b ? a : b: a NaN in either operand gives b.
+static inline F16 f_max(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+static inline F16 f_min(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+static inline F16 f_abs(F16 a) { return {_mm512_abs_ps(a.v)}; }
+static inline F16 f_round(F16 a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+// a * 2^n for whole n.
+static inline F16 f_scale2(F16 a, F16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+
+static inline I16 i_set(int32_t x) { return {_mm512_set1_epi32(x)}; }
+static inline I16 i_add(I16 a, I16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+static inline F16 i_to_f(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+static inline I16 f_to_i(F16 a) { return {_mm512_cvtps_epi32(a.v)}; }  // nearest, ties to even
+static inline I16 i_load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline void i_store(int32_t* p, I16 a) { _mm512_storeu_si512(p, a.v); }
+static inline void i_store_u8(uint8_t* p, I16 a) {  // the low byte of each lane
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+}
+static inline F16 f_load_bf16(const uint16_t* p) {
+  const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
+}
+
+// Lanes meet 8 apart, then 4, 2, 1: the same order at every level.
+static inline float f_sum(F16 a) {
+  const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+static inline float f_top(F16 a) {
+  const __m256 h = _mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  __m128 q = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  q = _mm_max_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
+}
+
+}  // namespace
+}  // namespace lg

@@ -1,0 +1,14 @@
+// Row kernels on AVX-512 (F, BW, DQ, VL).
+//
+// Knows: which lanes_*.h to use. Does not know: anything else.
+#include <cmath>
+
+#include "lanes_avx512.h"
+
+#include "rows_impl.h"
+
+namespace lg {
+
+void fill_rows_avx512(Kernels* k) { fill_rows(k); }
+
+}  // namespace lg
