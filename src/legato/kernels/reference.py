@@ -88,7 +88,7 @@ class ReferenceBackend:
         max_tokens: int,
         max_seqs: int,
     ) -> ReferenceExecutor:
-        """`kv_format`, `max_tokens` and `max_seqs` need no preparation: pages are float32, arrays as large as a step."""
+        """`kv_format`, `max_tokens` and `max_seqs` need no preparation here: pages are always float32."""
         return ReferenceExecutor(spec, forward, num_pages, page_size)
 
 
