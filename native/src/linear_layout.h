@@ -1,0 +1,122 @@
+// Where the bytes of a packed linear lie, and what the three CPU levels share of it.
+//
+// Knows: the layout that linear_pack.cpp writes and the linear kernels read. Does not know: instructions, epilogues.
+// Everything is unnamed: the same helper compiled with other flags must not be merged with this one by the linker.
+//
+// A block holds 16 outputs ("lanes"): [head][body], each a multiple of 64 bytes.
+//   plane of nibbles, 256 bytes a group of 32 k: 4 vectors of 16 lanes x 4 bytes; vector j holds k = 8j..8j+3 in the
+//   low halves and k = 8j+4..8j+7 in the high ones. Split in two they are 8 "quads": quad v is k = 4v..4v+3, which is
+//   an operand of vpdpbusd and a row of an AMX tile.
+//     Q4_0  head f16 d[G][16]           body [nibbles] a group
+//     Q5_0  head f16 d[G][16]           body [nibbles, bit plane] a group
+//     Q8_0  head f16 d[G][16]           body [8 quads of q + 128] a group
+//     Q4_1                              body [nibbles, f16 d[16], f16 m[16]] a group
+//     Q5_1                              body [nibbles, bit plane, f16 d[16], f16 m[16]] a group
+//     Q4_K                              body [f16 d, f16 dmin, low scales, high scales, 8 x nibbles] per 256
+//     Q5_K                              body [the same four, 8 x (nibbles, bit plane)] per 256
+//     Q6_K  head f16 d[K / 256][16]     body [int8 scale[16][16], 8 x (nibbles, 2-bit planes)] per 256
+//     F32, F16, BF16                    body [K][16]
+//   bit plane (64 bytes): byte b of a lane has, as bit v, bit 4 of k = 4v + b.
+//   2-bit planes (2 x 64 bytes): plane h, byte b of a lane has, as bits 2i and 2i + 1, bits 4-5 of k = 4(4h + i) + b.
+//   low scales (8 groups x 16 bytes): low half the low 4 bits of the group's scale, high half those of its minimum.
+//   high scales (4 x 16 bytes): byte of groups 2p (bits 0-3) and 2p + 1 (bits 4-7): 2 bits of scale, 2 of minimum.
+#pragma once
+#include "kernels.h"
+
+namespace lg {
+namespace {
+
+struct WeightLayout {
+  int32_t unit;        // k of a unit
+  int32_t file_bytes;  // a unit of one row in the file
+  int32_t head;        // bytes a unit adds to a block's head
+  int32_t body;        // and to its body
+};
+
+constexpr WeightLayout kLayouts[W_KINDS] = {
+    {1, 4, 0, 64},          // F32
+    {1, 2, 0, 32},          // F16
+    {1, 2, 0, 32},          // BF16
+    {32, 34, 32, 512},      // Q8_0
+    {32, 18, 32, 256},      // Q4_0
+    {32, 20, 0, 320},       // Q4_1
+    {32, 22, 32, 320},      // Q5_0
+    {32, 24, 0, 384},       // Q5_1
+    {256, 144, 0, 2304},    // Q4_K
+    {256, 176, 0, 2816},    // Q5_K
+    {256, 210, 32, 3328},   // Q6_K
+};
+
+constexpr int64_t align_up(int64_t x) { return (x + kAlign - 1) / kAlign * kAlign; }
+constexpr int64_t head_bytes(int kind, int64_t K) { return align_up(K / kLayouts[kind].unit * kLayouts[kind].head); }
+constexpr int64_t block_bytes(int kind, int64_t K) {
+  return head_bytes(kind, K) + align_up(K / kLayouts[kind].unit * kLayouts[kind].body);
+}
+
+// What a kind's numbers mean to a kernel: value = scale * (q - (1 << offset)) with offset < 0 for none, + minimum.
+constexpr bool has_min(int kind) { return kind == W_Q4_1 || kind == W_Q5_1 || kind == W_Q4_K || kind == W_Q5_K; }
+constexpr int offset_bits(int kind) {
+  return kind == W_Q8_0 ? 7 : kind == W_Q4_0 ? 3 : kind == W_Q5_0 ? 4 : kind == W_Q6_K ? 5 : -1;
+}
+
+// A panel is one block with its weights as bytes (quads) and its scales as float32, a group after the other:
+// 512 bytes of quads, d[16], then m[16] where there is a minimum, or the two int scales as float (Q6_K).
+constexpr int64_t panel_group_bytes(int kind) { return has_min(kind) ? 640 : kind == W_Q6_K ? 704 : 576; }
+
+// Rows that one pass over a panel serves, and how many rows share an unpacked panel. The tile is bounded by L2.
+constexpr int kMaxRows = 12;
+constexpr int64_t kTileBytes = 384 << 10;
+
+// A chunk of R <= kMaxRows rows regrouped for the matrix kernels, a group after the other:
+// int8 q[R][32], float d[R], float s[R], int32 c[R][2] where c is -offset * sum(q), by halves of 16 for Q6_K.
+constexpr int64_t chunk_group_bytes(int R) { return int64_t{48} * R; }
+
+inline int tile_rows(int64_t K) {
+  const int64_t rows = kTileBytes / (48 * (K / kGroup) + 1) / kMaxRows * kMaxRows;
+  return static_cast<int>(rows < 2 * kMaxRows ? 2 * kMaxRows : rows > 20 * kMaxRows ? 20 * kMaxRows : rows);
+}
+
+// Rows are cut into equal chunks, so that 13 rows run as 7 + 6.
+inline int chunk_rows(int M) {
+  const int chunks = (M + kMaxRows - 1) / kMaxRows;
+  return (M + chunks - 1) / chunks;
+}
+
+// A record of quantize_row.
+struct RowView {
+  const int8_t* q;
+  const float* d;
+  const float* s;
+  const int32_t* isum;
+};
+
+inline RowView row_view(const uint8_t* record, int64_t K) {
+  const int64_t G = K / kGroup;
+  const float* d = reinterpret_cast<const float*>(record + K);
+  return {reinterpret_cast<const int8_t*>(record), d, d + G, reinterpret_cast<const int32_t*>(d + 2 * G)};
+}
+
+// Groups whose largest magnitude is below this become zeros: 127 / amax must not overflow.
+constexpr float kTinyAmax = 0x1p-119f;
+
+template <int N>
+struct Int {
+  constexpr operator int() const { return N; }
+};
+
+// Unrolls at once, before the compiler decides what lives in registers.
+template <int I, int N, class F>
+inline __attribute__((always_inline)) void each_from(F& f) {
+  if constexpr (I < N) {
+    f(Int<I>{});
+    each_from<I + 1, N>(f);
+  }
+}
+template <int N, class F>
+inline __attribute__((always_inline)) void each(F&& f) {
+  each_from<0, N>(f);
+}
+#define LG_INLINE __attribute__((always_inline))
+
+}  // namespace
+}  // namespace lg

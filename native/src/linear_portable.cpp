@@ -1,0 +1,224 @@
+// Linear kernels in plain C++: every kind, any machine, and the slow twin of the other levels.
+//
+// Knows: packed blocks, quantised rows. Does not know: instructions; the loops over 16 outputs are left to the compiler.
+// Multiply and add are rounded apart here (an FMA in software would cost a hundred times as much).
+#include <cmath>
+
+#include "linear_layout.h"
+#include "linear_rows.h"
+
+namespace lg {
+namespace {
+
+constexpr int kRows = 16;  // rows that share an unpacked group
+
+// A group of a block: quants as [k][16], and the scales of 16 outputs.
+struct Group {
+  int16_t w[kGroup][kLanes];
+  float d[kLanes], m[kLanes], sc[2][kLanes];
+};
+
+float half_at(const uint8_t* p, int lane) {
+  uint16_t h;
+  std::memcpy(&h, p + 2 * lane, 2);
+  return half_to_float(h);
+}
+
+void put_quad(const uint32_t* words, int v, int offset, Group& out) {
+  for (int b = 0; b < 4; ++b) {
+    for (int o = 0; o < kLanes; ++o) out.w[4 * v + b][o] = static_cast<int16_t>(static_cast<int>(words[o] >> (8 * b) & 255) - offset);
+  }
+}
+
+// Quad v of a group from its planes: nibbles, then what the kind adds.
+void read_quads(int kind, const uint8_t* p, Group& out) {
+  const int offset = offset_bits(kind) < 0 ? 0 : 1 << offset_bits(kind);
+  for (int v = 0; v < 8; ++v) {
+    uint32_t words[kLanes], extra[kLanes];
+    std::memcpy(words, p + 64 * (kind == W_Q8_0 ? v : v / 2), 64);
+    if (kind != W_Q8_0) {
+      for (int o = 0; o < kLanes; ++o) words[o] = words[o] >> (v % 2 * 4) & 0x0f0f0f0fu;
+    }
+    if (kind == W_Q5_0 || kind == W_Q5_1 || kind == W_Q5_K) {
+      std::memcpy(extra, p + 256, 64);
+      for (int o = 0; o < kLanes; ++o) words[o] |= (extra[o] >> v & 0x01010101u) << 4;
+    }
+    if (kind == W_Q6_K) {
+      std::memcpy(extra, p + 256 + 64 * (v / 4), 64);
+      for (int o = 0; o < kLanes; ++o) words[o] |= (extra[o] >> (v % 4 * 2) & 0x03030303u) << 4;
+    }
+    put_quad(words, v, offset, out);
+  }
+}
+
+void read_k_scales(const uint8_t* unit, int g, Group& out) {
+  for (int o = 0; o < kLanes; ++o) {
+    const int low = unit[64 + 16 * g + o], high = unit[192 + 16 * (g / 2) + o] >> (g % 2 * 4) & 15;
+    out.d[o] = half_at(unit, o) * static_cast<float>((low & 15) | (high & 3) << 4);
+    out.m[o] = -(half_at(unit + 32, o) * static_cast<float>(low >> 4 | (high >> 2) << 4));
+  }
+}
+
+void read_group(int kind, const uint8_t* block, int64_t K, int64_t g, Group& out) {
+  const WeightLayout& layout = kLayouts[kind];
+  const uint8_t* body = block + head_bytes(kind, K);
+  if (layout.unit == 32) {
+    const uint8_t* p = body + g * layout.body;
+    read_quads(kind, p, out);
+    const uint8_t* scales = has_min(kind) ? p + (kind == W_Q4_1 ? 256 : 320) : block + 32 * g;
+    for (int o = 0; o < kLanes; ++o) {
+      out.d[o] = half_at(scales, o);
+      if (has_min(kind)) out.m[o] = half_at(scales + 32, o);
+    }
+    return;
+  }
+  const uint8_t* unit = body + g / 8 * layout.body;
+  const int in_unit = static_cast<int>(g % 8), stride = kind == W_Q4_K ? 256 : kind == W_Q5_K ? 320 : 384;
+  read_quads(kind, unit + 256 + in_unit * stride, out);
+  if (kind != W_Q6_K) {
+    read_k_scales(unit, in_unit, out);
+    return;
+  }
+  for (int o = 0; o < kLanes; ++o) {
+    out.d[o] = half_at(block + g / 8 * 32, o);
+    for (int h = 0; h < 2; ++h) out.sc[h][o] = static_cast<float>(static_cast<int8_t>(unit[32 * in_unit + 16 * h + o]));
+  }
+}
+
+void dot(const int16_t (*w)[kLanes], const int8_t* a, int count, int32_t* sum) {
+  for (int o = 0; o < kLanes; ++o) sum[o] = 0;
+  for (int k = 0; k < count; ++k) {
+    const int16_t x = a[k];
+    for (int o = 0; o < kLanes; ++o) sum[o] += static_cast<int32_t>(w[k][o]) * x;
+  }
+}
+
+void add_group(int kind, const Group& x, const RowView& row, int64_t g, float* acc) {
+  const int8_t* a = row.q + kGroup * g;
+  float dots[kLanes];
+  int32_t sum[kLanes], second[kLanes];
+  if (kind == W_Q6_K) {
+    dot(x.w, a, 16, sum);
+    dot(x.w + 16, a + 16, 16, second);
+    for (int o = 0; o < kLanes; ++o) dots[o] = static_cast<float>(sum[o]) * x.sc[0][o] + static_cast<float>(second[o]) * x.sc[1][o];
+  } else {
+    dot(x.w, a, kGroup, sum);
+    for (int o = 0; o < kLanes; ++o) dots[o] = static_cast<float>(sum[o]);
+  }
+  for (int o = 0; o < kLanes; ++o) acc[o] += dots[o] * (x.d[o] * row.d[g]);
+  if (has_min(kind)) {
+    for (int o = 0; o < kLanes; ++o) acc[o] += x.m[o] * row.s[g];
+  }
+}
+
+void quantized_tile(int kind, const uint8_t* block, int64_t K, const uint8_t* act, int64_t stride, int rows, float* tile) {
+  for (int i = 0; i < rows * kLanes; ++i) tile[i] = 0.0f;
+  for (int64_t g = 0; g < K / kGroup; ++g) {
+    Group x;
+    read_group(kind, block, K, g, x);
+    for (int r = 0; r < rows; ++r) add_group(kind, x, row_view(act + r * stride, K), g, tile + r * kLanes);
+  }
+}
+
+void float_tile(int kind, const uint8_t* block, int64_t K, const uint8_t* act, int64_t stride, int rows, float* tile) {
+  for (int i = 0; i < rows * kLanes; ++i) tile[i] = 0.0f;
+  for (int64_t k = 0; k < K; ++k) {
+    float w[kLanes];
+    uint16_t halves[kLanes];
+    if (kind == W_F32) {
+      std::memcpy(w, block + 64 * k, 64);
+    } else {
+      std::memcpy(halves, block + 32 * k, 32);
+      for (int o = 0; o < kLanes; ++o) w[o] = kind == W_F16 ? half_to_float(halves[o]) : bf16_to_float(halves[o]);
+    }
+    for (int r = 0; r < rows; ++r) {
+      const float x = reinterpret_cast<const float*>(act + r * stride)[k];
+      for (int o = 0; o < kLanes; ++o) tile[r * kLanes + o] += w[o] * x;
+    }
+  }
+}
+
+float activated(float x, int32_t epilogue) {
+  switch (epilogue) {
+    case EP_GATED_SILU:
+    case EP_SILU:
+      return x / (1.0f + std::exp(-x));
+    case EP_GATED_GELU_TANH:
+    case EP_GELU_TANH:  // 0.5 x (1 + tanh(u)) = x / (1 + exp(-2u)), which keeps its accuracy in the tail
+      return x / (1.0f + std::exp(-x * (1.5957691216f + 0.0713548162726f * x * x)));
+    case EP_GATED_GELU:
+    case EP_GELU:
+      return static_cast<float>(0.5 * x * std::erfc(x * -0.7071067811865476));
+    default:
+      return x;
+  }
+}
+
+// tile: [rows][16], or gate and up as [2][rows][16].
+void store_tile(const PackedLinear& w, const float* tile, int rows, int64_t index, int32_t epilogue, float* out, int64_t out_stride) {
+  const int64_t first = index * kLanes, outputs = w.gated ? w.rows / 2 : w.rows;
+  const int64_t lanes = outputs - first < kLanes ? outputs - first : kLanes;
+  const float* bias = w.bias ? w.bias + first * (w.gated ? 2 : 1) : nullptr;
+  for (int r = 0; r < rows; ++r) {
+    float* y = out + r * out_stride + first;
+    for (int64_t o = 0; o < lanes; ++o) {
+      float value = tile[r * kLanes + o];
+      if (bias) value += bias[o];
+      value = activated(value, epilogue);
+      if (w.gated) {
+        const float up = tile[(rows + r) * kLanes + o];
+        value *= bias ? up + bias[kLanes + o] : up;
+      }
+      y[o] = epilogue == EP_ADD ? y[o] + value : value;
+    }
+  }
+}
+
+void linear(const PackedLinear* w, const uint8_t* act, int64_t act_stride, int32_t M, int32_t begin, int32_t end, float* out,
+            int64_t out_stride, int32_t epilogue, uint8_t*) {
+  const int parts = w->gated ? 2 : 1;
+  const int64_t K = w->cols, bytes = block_bytes(w->kind, K);
+  float tile[2 * kRows * kLanes];
+  for (int64_t i = begin; i < end; ++i) {
+    for (int32_t row = 0; row < M; row += kRows) {
+      const int rows = M - row < kRows ? M - row : kRows;
+      for (int p = 0; p < parts; ++p) {
+        const uint8_t* block = w->data + (parts * i + p) * bytes;
+        float* part = tile + p * rows * kLanes;
+        (takes_quantized_rows(w->kind) ? quantized_tile : float_tile)(w->kind, block, K, act + row * act_stride, act_stride, rows, part);
+      }
+      store_tile(*w, tile, rows, i, epilogue, out + row * out_stride, out_stride);
+    }
+  }
+}
+
+void quantize_row(const float* x, int64_t K, uint8_t* record) {
+  const int64_t G = K / kGroup;
+  float* scales = reinterpret_cast<float*>(record + K);
+  for (int64_t g = 0; g < G; ++g, x += kGroup) {
+    uint32_t most = 0;
+    for (int i = 0; i < kGroup; ++i) {
+      const uint32_t magnitude = float_to_bits(x[i]) & 0x7fffffffu;
+      most = magnitude > most ? magnitude : most;
+    }
+    const GroupScale scale = group_scale(most);
+    int32_t sum = 0;
+    for (int i = 0; i < kGroup; ++i) {
+      const int32_t q = scale.factor == 0.0f ? 0 : static_cast<int32_t>(std::nearbyintf(x[i] * scale.factor));
+      record[kGroup * g + i] = static_cast<uint8_t>(q);
+      sum += q;
+    }
+    put_group_scale(scales, G, g, scale.d, sum);
+  }
+  zero_padding(record, K);
+}
+
+}  // namespace
+
+void fill_linear_portable(Kernels* k) {
+  k->quantize_row = quantize_row;
+  k->linear = linear;
+  k->table_row = table_row;
+}
+
+}  // namespace lg
