@@ -208,16 +208,16 @@ def attend(
 def _attend_block(
     q_THE: FloatArray, keys_SKE: FloatArray, values_SKE: FloatArray, positions_T: IntArray, spec: AttentionSpec
 ) -> FloatArray:
-    rows, heads, dim = q_THE.shape
-    q_KGTE = q_THE.reshape(rows, spec.num_kv_heads, spec.group, dim).transpose(1, 2, 0, 3)
-    keys_K1ES = keys_SKE.transpose(1, 2, 0)[:, None]
-    values_K1SE = values_SKE.transpose(1, 0, 2)[:, None]
-    scores_KGTS = _softcap((q_KGTE @ keys_K1ES) * np.float32(spec.scale), spec.softcap)
-    visible_TS = visible(positions_T, len(keys_SKE), spec.window)
-    scores_KGTS = np.where(visible_TS, scores_KGTS, np.float32(-np.inf))
-    weights = np.exp(scores_KGTS - scores_KGTS.max(axis=-1, keepdims=True))
-    out_KGTE: FloatArray = (weights / weights.sum(axis=-1, keepdims=True)) @ values_K1SE
-    return out_KGTE.transpose(2, 0, 1, 3).reshape(rows, heads, dim)
+    """Query heads of one KV head are rows of one product (R = T x group): numpy is slow where it must broadcast."""
+    tokens, heads, dim = q_THE.shape
+    kv_heads, group = spec.num_kv_heads, spec.group
+    q_KRE = q_THE.reshape(tokens, kv_heads, group, dim).transpose(1, 0, 2, 3).reshape(kv_heads, tokens * group, dim)
+    scores_KRS = _softcap((q_KRE @ keys_SKE.transpose(1, 2, 0)) * np.float32(spec.scale), spec.softcap)
+    visible_RS = np.repeat(visible(positions_T, len(keys_SKE), spec.window), group, axis=0)
+    scores_KRS = np.where(visible_RS, scores_KRS, np.float32(-np.inf))
+    weights_KRS = np.exp(scores_KRS - scores_KRS.max(axis=-1, keepdims=True))
+    out_KRE: FloatArray = weights_KRS @ values_SKE.transpose(1, 0, 2) / weights_KRS.sum(axis=-1, keepdims=True)
+    return out_KRE.reshape(kv_heads, tokens, group, dim).transpose(1, 0, 2, 3).reshape(tokens, heads, dim)
 
 
 def visible(positions_T: IntArray, length: int, window: int | None) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
