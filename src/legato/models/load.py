@@ -71,9 +71,8 @@ def build_decoder(
     spec = blueprint.spec
     reason = backend.supports(spec)
     if reason is not None:
-        raise UnsupportedModelError(
-            blueprint.path, "architecture", f"the {backend.name} backend cannot run it: {reason}"
-        )
+        problem = f"the {backend.name} backend cannot run it: {reason}"
+        raise UnsupportedModelError(blueprint.path, "architecture", problem)
     packer = _Packer(backend, weights)
     total = sum(bound.nbytes for bound in blueprint.tensors)
     shared, done, layers = blueprint.tensors.shared, 0, []
