@@ -32,6 +32,7 @@ MAX_TENSORS = 1 << 16
 MAX_ITEMS = 1 << 22  # of all arrays together
 MAX_NAME = 1 << 16  # bytes of a key (the specification's limit) or a tensor's name
 MAX_TEXT = 1 << 26  # bytes of all keys, names and strings outside arrays together
+SHORT = 256  # items of an array that is decoded at once, into a plain list
 MAX_DEPTH = 4  # arrays of arrays
 MAX_DIMS = 4
 DEFAULT_ALIGNMENT = 32
@@ -183,7 +184,8 @@ class _Cursor:
         if kind is ValueType.STRING:
             return self.text(field)
         if kind is ValueType.ARRAY:
-            return self.array(field, 1)
+            array = self.array(field, 1)
+            return array.tolist() if len(array) <= SHORT and array.kind is not ValueType.ARRAY else array
         value = self.scalar(kind, field)
         if kind is ValueType.BOOL:
             if value > 1:
@@ -299,7 +301,7 @@ def _check_places(path: str, infos: list[_Info], data_bytes: int) -> None:
     for info in sorted(infos, key=lambda info: info.start):
         stop = info.start + info.nbytes
         if stop > data_bytes:
-            problem = f"needs bytes {info.start} to {stop} of the data, which has {max(0, data_bytes)} (truncated file?)"
+            problem = f"needs {stop} bytes of data, the file has {max(0, data_bytes)} (is it truncated?)"
             raise ModelFileError(path, f"tensor {shown(info.name)}", problem)
         if info.start < end:
             raise ModelFileError(path, f"tensor {shown(info.name)}", f"overlaps tensor {shown(before)}")

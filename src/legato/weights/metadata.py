@@ -109,7 +109,7 @@ class Metadata(Mapping[str, object]):
     """A read-only mapping with typed access; a missing key or a wrong type is a `ModelFileError` naming the key.
 
     In `get_*`, `default=None` means: the key is required. A value that is there must have the right type, default or
-    not. Values are int, float, bool, str, `LazyArray` (from GGUF), or list and dict (from JSON).
+    not. Values are int, float, bool, str, list, or `LazyArray` for an array that is long or nested.
     """
 
     __slots__ = ("_values", "path")
