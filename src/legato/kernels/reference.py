@@ -77,6 +77,10 @@ class ReferenceBackend:
     def pack_table(self, table: Tensor) -> Tensor:
         return table
 
+    def page_bytes(self, spec: ArchSpec, page_size: int, kv_format: KvFormat) -> int:
+        """Keys and values as float32, whatever `kv_format` says."""
+        return page_size * spec.kv_elements_per_token * 4
+
     def build(
         self,
         spec: ArchSpec,
