@@ -21,6 +21,7 @@ PREFIX = "LEGATO_"
 DEFAULT_MODEL = "smollm2-135m"
 BACKENDS = ("auto", "native", "reference")
 ISAS = ("auto", "portable", "avx2", "avx512", "amx")
+WEIGHTS = ("auto", "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1")
 KV_FORMATS = ("auto", "f32", "bf16", "int8", "int4")
 COLORS = ("auto", "always", "never")
 TILE = 256  # a page must divide the attention tile
@@ -115,6 +116,7 @@ SETTINGS: dict[str, Setting] = {
     "backend": Setting(_one_of(*BACKENDS), "auto", "auto, native or reference"),
     "threads": Setting(_whole(1, 1024), None, "worker threads (default: the cores this process may use)"),
     "isa": Setting(_one_of(*ISAS), "auto", "instruction set of the native backend; lower ones can be forced"),
+    "weights": Setting(_one_of(*WEIGHTS), "auto", "make float weights q8_0, q4_0 or q4_1 while loading"),
     "kv": Setting(_one_of(*KV_FORMATS), "auto", "how keys and values are kept: bf16, int8 or int4"),
     "kv_memory": Setting(_size, None, "memory for keys and values, such as 512M (default: from what is free)"),
     "context": Setting(_whole(2, 2**24), None, "longest prompt + answer in tokens (default: the model's)"),
@@ -135,6 +137,7 @@ class Config:
     backend: str
     threads: int | None
     isa: str
+    weights: str
     kv: str
     kv_memory: int | None
     context: int | None

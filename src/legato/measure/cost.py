@@ -117,7 +117,7 @@ def weight_bytes(spec: ArchSpec, bits: Mapping[Role, float]) -> dict[Role, int]:
 
 
 def weight_read_bytes(spec: ArchSpec, bits: Mapping[Role, float], rows: int = 1, logit_rows: int = 1) -> int:
-    """Weight bytes that a step of `rows` tokens reads: every layer once, the head if logits are wanted, rows of EMBED."""
+    """Weight bytes that a step of `rows` tokens reads: layers once, the head if logits are wanted, rows of EMBED."""
     total = weight_bytes(spec, bits)
     layers = total[Role.QKV] + total[Role.OUT] + total[Role.UP] + total[Role.DOWN]
     head = total[Role.HEAD] if logit_rows else 0
@@ -147,6 +147,7 @@ def attention_flops(spec: ArchSpec, start: int, rows: int) -> int:
 
 def _pairs(start: int, rows: int, window: int | None) -> int:
     """Sum over positions p = start .. start + rows - 1 of min(p + 1, window)."""
+
     def upto(n: int) -> int:
         """Positions 0 .. n - 1."""
         if window is None or n <= window:

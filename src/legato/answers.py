@@ -1,0 +1,122 @@
+"""One request in flight: events come in, text and tokens come out.
+
+Knows: events, incremental text, stop strings, when to ask for an abort. Does not know: the engine's loop, devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from legato.completion import Completion, Delta, Output, Receipt, Timings
+from legato.core.events import Event, Usage
+from legato.core.plan import TokenLogprobs
+from legato.core.request import Request
+from legato.core.sequence import FinishReason
+from legato.text.stream import TextStream
+
+
+@dataclass(slots=True)
+class _Track:
+    """One of the request's n answers."""
+
+    stream: TextStream
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    error: str | None = None
+    usage: Usage | None = None
+
+
+class Answer:
+    """Takes the events of one request; `deltas` collects what has not been fetched yet.
+
+    stop_index  called with an answer's index when a stop string ended it, so that the engine computes no more of it
+    """
+
+    def __init__(
+        self, request: Request, new_stream: Callable[[], TextStream], stop_index: Callable[[int], None]
+    ) -> None:
+        params = request.params
+        self.request = request
+        self.deltas: list[Delta] = []
+        self.prompt_logprobs: list[TokenLogprobs] | None = [] if params.prompt_logprobs is not None else None
+        self._stop_index = stop_index
+        self._tracks = [_Track(new_stream()) for _ in range(params.n)]
+        if params.logprobs is not None:
+            for track in self._tracks:
+                track.logprobs = []
+
+    @property
+    def finished(self) -> bool:
+        """Whether the engine has told the end of every answer."""
+        return all(track.usage is not None for track in self._tracks)
+
+    @property
+    def started(self) -> bool:
+        return any(track.token_ids for track in self._tracks)
+
+    def feed(self, event: Event) -> None:
+        """Takes one event in. After a stop string only the engine's word on the end still counts."""
+        track = self._tracks[event.index]
+        if event.prompt_logprobs and self.prompt_logprobs is not None:
+            self.prompt_logprobs.extend(event.prompt_logprobs)
+        if track.finish_reason is None:
+            self._extend(track, event)
+        if event.finish_reason is not None:
+            track.usage = event.usage or Usage(len(self.request.prompt_ids), len(track.token_ids), 0, 0, {})
+
+    def _extend(self, track: _Track, event: Event) -> None:
+        ids = event.token_ids
+        before = len(track.token_ids)
+        piece = track.stream.push(ids[:-1] if event.stop_token_id is not None else ids)
+        text, stop = piece.text, piece.stop
+        if stop is None and event.finish_reason is not None:
+            last = track.stream.finish()
+            text, stop = text + last.text, last.stop
+        if stop is not None:
+            ids = ids[: piece.tokens_used - before]
+            track.finish_reason, track.stop_reason = FinishReason.STOP, stop
+            if event.finish_reason is None:
+                self._stop_index(event.index)
+        elif event.finish_reason is not None:
+            track.finish_reason, track.stop_reason, track.error = event.finish_reason, event.stop_token_id, event.error
+        track.token_ids += ids
+        track.text += text
+        if event.logprobs and track.logprobs is not None:
+            track.logprobs += event.logprobs[: len(ids)]
+        if text or ids or track.finish_reason is not None:
+            self.deltas.append(Delta(text, ids, event.index, track.finish_reason))
+
+    def take(self) -> list[Delta]:
+        """The deltas since the last call."""
+        taken, self.deltas = self.deltas, []
+        return taken
+
+    def completion(self, receipt: Receipt) -> Completion:
+        """What there is so far; complete once `finished`."""
+        outputs = [
+            Output(i, t.text, t.token_ids, t.finish_reason, t.stop_reason, t.logprobs, t.error)
+            for i, t in enumerate(self._tracks)
+        ]
+        return Completion(list(self.request.prompt_ids), outputs, self._timings(), receipt, self.prompt_logprobs)
+
+    def _timings(self) -> Timings:
+        """Of all answers together: the earliest beginning, the latest end."""
+        usages = [track.usage for track in self._tracks if track.usage is not None]
+        marks = [usage.marks for usage in usages]
+        first = usages[0] if usages else None
+        if first is None or "arrived" not in first.marks:
+            return Timings()
+        cached = first.num_cached_tokens
+        return Timings.between(
+            arrived=first.marks["arrived"],
+            scheduled=min((m["scheduled"] for m in marks if "scheduled" in m), default=None),
+            first_token=min((m["first_token"] for m in marks if "first_token" in m), default=None),
+            finished=max((m["finished"] for m in marks if "first_token" in m), default=None),
+            computed=len(self.request.prompt_ids) - cached,
+            cached=cached,
+            decoded=sum(max(0, len(track.token_ids) - 1) for track in self._tracks),
+        )

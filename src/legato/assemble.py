@@ -1,0 +1,193 @@
+"""From settings to a running engine: find the model, read it, choose a backend, size the cache, put it together.
+
+Knows: which part comes after which, and what was chosen where a setting says "auto".
+Does not know: requests, text that a person types, how any part works.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from legato.config import Config
+from legato.core.spec import ArchSpec
+from legato.engine import Engine
+from legato.errors import LegatoError, UsageError
+from legato.kernels.ops import Backend, Executor, KvFormat
+from legato.measure import cost
+from legato.models.check import bits_by_role
+from legato.models.decoder import Decoder
+from legato.models.load import Blueprint, build_decoder, read_blueprint
+from legato.runtime.kv_store import KvPlan, free_memory, plan_pages
+from legato.runtime.runner import Runner
+from legato.text.template import ChatTemplate
+from legato.text.tokenizer import Tokenizer
+from legato.weights.hub import Report, resolve_model
+from legato.weights.source import ModelSource, open_model
+from legato.weights.tensor import WeightFormat
+
+
+@dataclass(slots=True)
+class Assembly:
+    """A loaded model and its engine. `notes` are lines that a person should see once."""
+
+    config: Config
+    source: ModelSource
+    blueprint: Blueprint
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    backend: Backend
+    executor: Executor
+    runner: Runner
+    engine: Engine
+    kv_format: KvFormat
+    kv_plan: KvPlan
+    vocab_size: int
+    notes: list[str]
+
+    @property
+    def spec(self) -> ArchSpec:
+        return self.blueprint.spec
+
+
+def assemble(config: Config, fetching: Report, loading: Report) -> Assembly:
+    """Loads what `config` names. Everything that can be refused is refused before weights are packed.
+
+    fetching, loading  told of a download, and of weights being packed
+    """
+    source = open_source(config, fetching)
+    blueprint = read_blueprint(source, config.context)
+    tokenizer = open_tokenizer(source)
+    backend, notes = choose_backend(config, blueprint.spec)
+    kv_format = choose_kv(config, backend)
+    spec, context = blueprint.spec, config.context or blueprint.spec.context_length
+    page_bytes = backend.page_bytes(spec, config.page_size, kv_format)
+    kv_plan = plan_pages(page_bytes, config.page_size, context, config.kv_memory, free_memory())
+
+    weights = None if config.weights == "auto" else WeightFormat(config.weights)
+    decoder = _load(blueprint, backend, weights, loading)
+    executor = backend.build(
+        spec,
+        decoder.forward,
+        num_pages=kv_plan.num_pages,
+        page_size=config.page_size,
+        kv_format=kv_format,
+        max_tokens=config.max_step_tokens,
+        max_seqs=config.max_seqs,
+    )
+    vocab_size = min(tokenizer.vocab_size, spec.vocab_size)
+    eos_ids = frozenset(tokenizer.eos_ids)
+    runner = Runner(executor, page_size=config.page_size, vocab_size=vocab_size, eos_ids=eos_ids)
+    engine = Engine(
+        runner,
+        num_pages=kv_plan.num_pages,
+        page_size=config.page_size,
+        max_tokens=config.max_step_tokens,
+        max_seqs=config.max_seqs,
+        context_length=context,
+        vocab_size=vocab_size,
+        eos_ids=eos_ids,
+        use_cache=not config.naive,
+    )
+    return Assembly(
+        config=config,
+        source=source,
+        blueprint=blueprint,
+        tokenizer=tokenizer,
+        template=_template(tokenizer),
+        backend=backend,
+        executor=executor,
+        runner=runner,
+        engine=engine,
+        kv_format=kv_format,
+        kv_plan=kv_plan,
+        vocab_size=vocab_size,
+        notes=[*blueprint.notes, *notes],
+    )
+
+
+def open_source(config: Config, fetching: Report) -> ModelSource:
+    """The model's files; fetches a built-in model the first time."""
+    return open_model(resolve_model(config.model, config.cache_dir, fetching))
+
+
+def _load(blueprint: Blueprint, backend: Backend, weights: WeightFormat | None, loading: Report) -> Decoder:
+    told = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if not told:
+            loading.start(total, "loading weights")
+        loading.advance(done - told)
+        told = done
+
+    try:
+        return build_decoder(blueprint, backend, progress, weights)
+    finally:
+        loading.done()
+
+
+def open_tokenizer(source: ModelSource) -> Tokenizer:
+    if source.kind == "gguf":
+        return Tokenizer.from_gguf(source.path, source.metadata)
+    return Tokenizer.from_files(source.tokenizer_files)
+
+
+def _template(tokenizer: Tokenizer) -> ChatTemplate | None:
+    if tokenizer.chat_template is None:
+        return None
+    return ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
+
+
+def choose_backend(config: Config, spec: ArchSpec) -> tuple[Backend, list[str]]:
+    """The backend, and a word when "auto" had to fall back to the slow one."""
+    from legato.kernels.reference import ReferenceBackend
+
+    if config.backend == "reference":
+        return ReferenceBackend(), []
+    try:
+        native = open_native(config)
+        reason = native.supports(spec)
+    except LegatoError as error:
+        if config.backend == "native" or config.sources.get("isa") != "default":
+            raise
+        native, reason = None, str(error)
+    if native is not None and reason is None:
+        return native, []
+    if config.backend == "native":
+        raise UsageError(f"the native backend cannot run this model: {reason}; try --backend reference")
+    return ReferenceBackend(), [f"the slow reference backend is used: {reason}"]
+
+
+def open_native(config: Config) -> Backend:
+    from legato.kernels.cpu import NativeBackend
+
+    return NativeBackend(threads=config.threads, isa=config.isa)
+
+
+def choose_kv(config: Config, backend: Backend) -> KvFormat:
+    """int8 on the native backend; the reference keeps float32, whatever else is asked for is refused."""
+    if backend.name == "reference":
+        if config.kv not in ("auto", KvFormat.F32):
+            raise UsageError(f"kv={config.kv} is not allowed: the reference backend keeps f32; leave kv out")
+        return KvFormat.F32
+    if config.kv == KvFormat.F32:
+        raise UsageError("kv=f32 is not allowed: the native backend keeps bf16, int8 or int4; try --backend reference")
+    return KvFormat.INT8 if config.kv == "auto" else KvFormat(config.kv)
+
+
+def step_bits(config: Config, blueprint: Blueprint, backend: Backend) -> dict[cost.Role, float]:
+    """Bits a weight that a step reads, by what it is for: as in the file, or as it was made while loading."""
+    bits = bits_by_role(blueprint)
+    made = WeightFormat.F32 if backend.name == "reference" else config.weights
+    if made == "auto":
+        return bits
+    size = 8 * WeightFormat(made).block_bytes / WeightFormat(made).block
+    expands = backend.name == "reference"
+    return {role: size if role is not cost.Role.EMBED and (expands or b >= 16) else b for role, b in bits.items()}
+
+
+def model_name(config: Config, source: ModelSource) -> str:
+    """What receipts call the model: a name as it was given, a path by its last part."""
+    given = config.model
+    return Path(source.path).name if Path(given).exists() else given

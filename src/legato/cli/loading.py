@@ -1,0 +1,25 @@
+"""Opens a model for a command, with progress on standard error.
+
+Knows: `LLM`, the terminal. Does not know: what the model is used for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from legato.cli.terminal import Terminal
+from legato.config import Config
+
+if TYPE_CHECKING:
+    from legato.llm import LLM
+
+
+def open_llm(config: Config, terminal: Terminal) -> LLM:
+    """The loaded model; use it as a context manager."""
+    from legato.llm import LLM
+
+    with terminal.bar(patience=0) as fetching, terminal.bar() as loading:
+        llm = LLM(config=config, fetching=fetching, loading=loading)
+    for note in llm.notes:
+        terminal.note(note)
+    return llm

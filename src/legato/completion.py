@@ -1,0 +1,171 @@
+"""What an answer is: text, tokens, why it ended, how long it took, and a receipt to make it again.
+
+Knows: the fields that callers and `--json` read. Does not know: how answers come about.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from legato.core.plan import TokenLogprobs
+from legato.core.sequence import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds of one request. Rates are 0 where there was nothing to measure (no second token, all cached).
+
+    queue_ms      from arrival until first scheduled
+    prefill_ms    from first scheduled until the first token
+    ttft_ms       from arrival until the first token: queue + prefill
+    decode_ms     from the first token until the last
+    decode_tok_s  tokens after the first, of all its answers, over decode_ms
+    prompt_tok_s  prompt tokens really computed over prefill_ms
+    cached_tokens prompt tokens found in the cache
+    """
+
+    queue_ms: float = 0.0
+    prefill_ms: float = 0.0
+    ttft_ms: float = 0.0
+    decode_ms: float = 0.0
+    decode_tok_s: float = 0.0
+    prompt_tok_s: float = 0.0
+    cached_tokens: int = 0
+
+    @classmethod
+    def between(
+        cls,
+        *,
+        arrived: float,
+        scheduled: float | None,
+        first_token: float | None,
+        finished: float | None,
+        computed: int,
+        cached: int,
+        decoded: int,
+    ) -> Timings:
+        """From clock readings in seconds (None: never reached) and counts of tokens."""
+        begun = arrived if scheduled is None else scheduled
+        first = begun if first_token is None else first_token
+        prefill_s = first - begun
+        decode_s = 0.0 if finished is None else finished - first
+        return cls(
+            queue_ms=1e3 * (begun - arrived),
+            prefill_ms=1e3 * prefill_s,
+            ttft_ms=1e3 * (first - arrived),
+            decode_ms=1e3 * decode_s,
+            decode_tok_s=decoded / decode_s if decoded and decode_s > 0 else 0.0,
+            prompt_tok_s=computed / prefill_s if computed and prefill_s > 0 else 0.0,
+            cached_tokens=cached,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What fixes an answer: the same six give the same tokens. `digest` is the model file's SHA-256."""
+
+    model: str
+    isa: str
+    threads: int
+    kv: str
+    seed: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One of a request's n answers.
+
+    token_ids    all that were generated, an end token included
+    stop_reason  the stop string or stop token id that ended it, if one did
+    error        what went wrong, with finish_reason "error"
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A request's answers. `text`, `token_ids`, `finish_reason`, `stop_reason`, `logprobs` are the first one's."""
+
+    prompt_ids: list[int]
+    outputs: list[Output]
+    timings: Timings
+    receipt: Receipt
+    prompt_logprobs: list[TokenLogprobs] | None = None
+
+    @property
+    def text(self) -> str:
+        return self.outputs[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.outputs[0].token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        return self.outputs[0].finish_reason
+
+    @property
+    def stop_reason(self) -> str | int | None:
+        return self.outputs[0].stop_reason
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs] | None:
+        return self.outputs[0].logprobs
+
+    @property
+    def error(self) -> str | None:
+        """The first fault among its answers."""
+        return next((output.error for output in self.outputs if output.error is not None), None)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Of all answers together."""
+        return sum(len(output.token_ids) for output in self.outputs)
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields of `legato generate --json`: the first answer's, and `outputs` when there are several."""
+        shown = _output_json(self.outputs[0])
+        del shown["index"]
+        shown["prompt_tokens"] = self.prompt_tokens
+        if self.prompt_logprobs is not None:
+            shown["prompt_logprobs"] = [asdict(p) for p in self.prompt_logprobs]
+        if len(self.outputs) > 1:
+            shown["outputs"] = [_output_json(output) for output in self.outputs]
+        shown["timings"] = {name: _rounded(value) for name, value in asdict(self.timings).items()}
+        shown["receipt"] = asdict(self.receipt)
+        return shown
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a streamed answer: new text (whole characters, no part of a stop string) and its tokens."""
+
+    text: str
+    token_ids: list[int]
+    index: int = 0
+    finish_reason: FinishReason | None = None
+
+
+def _output_json(output: Output) -> dict[str, Any]:
+    shown: dict[str, Any] = asdict(output)
+    for name in ("logprobs", "error"):
+        if shown[name] is None:
+            del shown[name]
+    return shown
+
+
+def _rounded(value: float) -> float:
+    return value if isinstance(value, int) else round(value, 3)

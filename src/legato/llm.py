@@ -1,0 +1,379 @@
+"""`LLM`: the Python door. Prompts in, completions out; several at once advance together.
+
+Knows: prompts in all their forms, requests, receipts. Does not know: how a model is loaded (`assemble`), how the
+engine works, terminals.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import secrets
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType, TracebackType
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from legato.answers import Answer
+from legato.assemble import Assembly, assemble, model_name
+from legato.completion import Completion, Delta, Receipt
+from legato.config import Config
+from legato.core.request import Request, SamplingParams
+from legato.core.sequence import FinishReason
+from legato.core.sequence import Sequence as EngineSequence
+from legato.errors import CapacityError, EngineError, RequestError, UsageError
+from legato.kernels.ops import FloatArray
+from legato.text.stream import TextStream
+from legato.text.template import checked_messages
+from legato.weights.hub import Report, Silent
+from legato.weights.source import digest
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """How well a text is predicted: `nll` is the mean negative log-likelihood in nats of `tokens` predicted tokens."""
+
+    tokens: int
+    nll: float
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.nll) if self.nll < 700 else math.inf
+
+
+class LLM:
+    """A model with its engine. Use it as a context manager, or call `close`.
+
+    model     built-in name, .gguf file, folder, or hf:ORG/NAME; None: LEGATO_MODEL, else smollm2-135m
+    settings  any of `legato.config.SETTINGS` by name, such as threads=2, kv="int8", context=4096
+    Raises a `LegatoError` for whatever cannot be loaded. Calls from several threads take turns step by step.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        config: Config | None = None,
+        fetching: Report | None = None,
+        loading: Report | None = None,
+        **settings: Any,
+    ) -> None:
+        if config is not None and (model is not None or settings):
+            raise UsageError("give LLM either a config, or a model and settings")
+        config = config or Config.resolve({"model": model, **settings})
+        self.parts: Assembly = assemble(config, fetching or Silent(), loading or Silent())
+        self.config = config
+        self.name = model_name(config, self.parts.source)
+        self.tokenizer = self.parts.tokenizer
+        self.notes = tuple(self.parts.notes)
+        self._digest: str | None = None
+        self._answers: dict[str, Answer] = {}
+        self._numbers = itertools.count(1)
+        self._lock = threading.RLock()
+        self._closed = False
+
+    # -- what it is -----------------------------------------------------------------------------------------------
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that a prompt and its answer may have together."""
+        return self.parts.engine.scheduler.limits.context_length
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model came with a chat template; without one, `render` joins the bare texts."""
+        return self.parts.template is not None
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the model's memory and threads; safe to call twice."""
+        with self._lock:
+            self._closed = True
+            self._answers.clear()
+            self.parts.executor.close()
+            if self.parts.template is not None:
+                self.parts.template.close()
+
+    # -- answers --------------------------------------------------------------------------------------------------
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Completion]:
+        """A completion for each prompt, in order; all of them run together.
+
+        prompts  a text, a list of token ids, or a list of either; texts are used as they are (see `chat`)
+        params   one for all, or one a prompt
+        """
+        asked = _listed(prompts)
+        chosen = _one_each(params, len(asked))
+        answers: list[Answer] = []
+        try:
+            for prompt, p in zip(asked, chosen, strict=True):
+                answers.append(self._submit(self._prompt_ids(prompt), p))
+            while not all(answer.finished for answer in answers):
+                self._pump()
+        finally:
+            for answer in answers:
+                self._forget(answer)
+        return [answer.completion(self._receipt(answer)) for answer in answers]
+
+    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None, **template: Any) -> Completion:
+        """The answer to a conversation: mappings with `role` and `content`; `template` goes to the chat template."""
+        return self.generate([self.render(messages, **template)], params)[0]
+
+    def stream(self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None) -> Stream:
+        """An iterator of deltas; closing it (or leaving its `with` block) aborts the request."""
+        ids = self.render(prompt) if _is_conversation(prompt) else self._prompt_ids(prompt)
+        return Stream(self, self._submit(ids, params or SamplingParams()))
+
+    def render(self, messages: Sequence[Message], **template: Any) -> list[int]:
+        """The token ids of a conversation, ready for the model's answer."""
+        if self.parts.template is None:
+            return self.tokenizer.encode("\n".join(m.get("content") or "" for m in checked_messages(messages)))
+        text = self.parts.template.render(messages, **template)
+        return self.tokenizer.encode(text, add_special=False, parse_special=True)
+
+    # -- measures -------------------------------------------------------------------------------------------------
+
+    def logits(self, token_ids: Sequence[int]) -> FloatArray:
+        """Raw logits (T, V) after each of T tokens; row t predicts token t + 1."""
+        ids = self._prompt_ids(token_ids)
+        if len(ids) > self.context_length:
+            fix = "give fewer tokens, or use a model with a longer context"
+            raise CapacityError("token_ids", len(ids), self.context_length, "tokens of context", fix)
+        with self._lock:
+            self._check_open()
+            cache, seq = self.parts.engine.scheduler.cache, EngineSequence(-1, Request("logits", tuple(ids)))
+            if not cache.grow(seq, len(ids)):
+                room = cache.num_available * cache.page_size
+                fix = "give fewer tokens, or more memory with kv_memory"
+                raise CapacityError("token_ids", len(ids), room, "tokens of cache that are free", fix)
+            try:
+                return self.parts.runner.logits(ids, seq.pages, self.config.max_step_tokens)
+            finally:
+                cache.release(seq)
+
+    def perplexity(
+        self, token_ids: Sequence[int], context: int | None = None, report: Report | None = None
+    ) -> Perplexity:
+        """Of windows of `context` tokens, one after the other, each predicted from its own beginning only.
+
+        The first token of a window is given, not predicted. Keys and values are kept as in any request.
+        """
+        ids = self._prompt_ids(token_ids)
+        context = context or self.context_length - 1
+        if not 2 <= context < self.context_length:
+            raise RequestError("context", context, f"from 2 to {self.context_length - 1} tokens")
+        windows = [w for w in (ids[i : i + context] for i in range(0, len(ids), context)) if len(w) > 1]
+        if not windows:
+            raise RequestError("token_ids", len(ids), "at least 2 tokens", "give a longer text")
+        report = report or Silent()
+        total, tokens = 0.0, 0
+        report.start(len(ids), "reading the text")
+        try:
+            for window in windows:
+                done = self.generate([window], SamplingParams(max_tokens=1, prompt_logprobs=0))[0]
+                if done.error is not None or done.prompt_logprobs is None:
+                    raise EngineError(done.error or "the engine gave no log-probabilities")
+                total -= sum(p.logprob for p in done.prompt_logprobs)
+                tokens += len(done.prompt_logprobs)
+                report.advance(len(window))
+        finally:
+            report.done()
+        return Perplexity(tokens, total / tokens)
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def _submit(self, ids: list[int], params: SamplingParams) -> Answer:
+        if params.seed is None:
+            params = replace(params, seed=secrets.randbits(63))
+        with self._lock:
+            self._check_open()
+            request = Request(f"r{next(self._numbers)}", tuple(ids), params)
+            engine = self.parts.engine
+            answer = Answer(
+                request,
+                lambda: TextStream(self.tokenizer, params.stop, prompt_ids=ids),
+                lambda index: engine.abort(request.request_id, index, FinishReason.STOP),
+            )
+            engine.add(request)
+            self._answers[request.request_id] = answer
+        return answer
+
+    def _pump(self) -> None:
+        """One step; its events go to their answers. Ctrl-C waits for the step to end."""
+        with self._lock:
+            self._check_open()
+            with _no_interrupt():
+                events = self.parts.engine.step()
+                for event in events:
+                    if event.request_id in self._answers:
+                        self._answers[event.request_id].feed(event)
+
+    def _forget(self, answer: Answer) -> None:
+        """Whatever state it is in: an unfinished request is aborted."""
+        with self._lock:
+            if self._answers.pop(answer.request.request_id, None) is not None and not answer.finished:
+                self.parts.engine.abort(answer.request.request_id)
+
+    def _abort(self, answer: Answer) -> None:
+        """Ends a request and waits for the engine's word on it."""
+        with self._lock:
+            if self._closed or answer.request.request_id not in self._answers:
+                return
+            self.parts.engine.abort(answer.request.request_id)
+            while not answer.finished:
+                self._pump()
+            del self._answers[answer.request.request_id]
+
+    def _receipt(self, answer: Answer) -> Receipt:
+        if self._digest is None:
+            self._digest = digest(self.parts.source)
+        executor = self.parts.executor
+        seed = answer.request.params.seed
+        assert seed is not None
+        return Receipt(self.name, executor.isa, executor.threads, str(self.parts.kv_format), seed, self._digest)
+
+    def _prompt_ids(self, prompt: object) -> list[int]:
+        """Token ids of a text or a list of ids; refuses what is empty or neither."""
+        if isinstance(prompt, str):
+            if not prompt:
+                raise RequestError("prompt", prompt, "text that is not empty")
+            return self.tokenizer.encode(prompt)
+        if isinstance(prompt, np.ndarray):
+            prompt = prompt.tolist()
+        if not isinstance(prompt, (list, tuple)):
+            raise RequestError("prompt", prompt, "a text or a list of token ids")
+        ids = [int(t) if isinstance(t, np.integer) else t for t in prompt]
+        Request("check", tuple(ids)).check_vocab(self.parts.vocab_size)
+        return ids
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("this LLM is closed; make a new one")
+
+
+class Stream(Iterator[Delta]):
+    """An answer as it comes. `completion` is whole once `finished`; after `close` it holds what there was."""
+
+    def __init__(self, llm: LLM, answer: Answer) -> None:
+        self._llm, self._answer = llm, answer
+        self._rows_before = llm.parts.engine.ledger.total.prompt_tokens
+        self._ready: list[Delta] = []
+
+    @property
+    def finished(self) -> bool:
+        return self._answer.finished
+
+    @property
+    def started(self) -> bool:
+        """Whether a first token has come."""
+        return self._answer.started
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self._answer.request.prompt_ids)
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Prompt tokens computed since this stream began (of all requests, where there are several)."""
+        done = self._llm.parts.engine.ledger.total.prompt_tokens - self._rows_before
+        return min(done, self.num_prompt_tokens)
+
+    @property
+    def completion(self) -> Completion:
+        return self._answer.completion(self._llm._receipt(self._answer))
+
+    def advance(self) -> list[Delta]:
+        """At most one step of the engine, and what came of it, perhaps nothing."""
+        if not self._answer.deltas and not self._answer.finished:
+            self._llm._pump()
+        if self._answer.finished:
+            self._llm._forget(self._answer)
+        return self._answer.take()
+
+    def __next__(self) -> Delta:
+        while not self._ready:
+            if self._answer.finished and not self._answer.deltas:
+                self._llm._forget(self._answer)
+                raise StopIteration
+            self._ready = self.advance()
+        return self._ready.pop(0)
+
+    def close(self) -> None:
+        """Ends the request if it is still running; safe to call twice."""
+        self._llm._abort(self._answer)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._llm._forget(self._answer)
+
+
+def _listed(prompts: object) -> list[object]:
+    """One text or one list of ids becomes a list of one."""
+    if isinstance(prompts, (str, np.ndarray)):
+        return [prompts]
+    if not isinstance(prompts, (list, tuple)):
+        raise RequestError("prompts", prompts, "a text, a list of token ids, or a list of either")
+    if not prompts:
+        raise RequestError("prompts", prompts, "at least one prompt that is not empty")
+    if all(isinstance(p, (int, np.integer)) and not isinstance(p, bool) for p in prompts):
+        return [prompts]
+    return list(prompts)
+
+
+def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    if params is None:
+        params = SamplingParams()
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if len(params) != count:
+        raise RequestError("params", len(params), f"one SamplingParams, or one for each of {count} prompts")
+    return list(params)
+
+
+def _is_conversation(prompt: object) -> TypeGuard[Sequence[Message]]:
+    return isinstance(prompt, (list, tuple)) and bool(prompt) and isinstance(prompt[0], Mapping)
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Holds Ctrl-C back, so that no step is cut in half, where Python's own handler would raise at once."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    seen: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if seen:
+        raise KeyboardInterrupt
