@@ -69,9 +69,8 @@ def read_rope(
     """
     p = _rope_settings(c, section, scaled)
     positions = c.whole("max_position_embeddings")
-    original = c.optional_whole("original_max_position_embeddings") or p.whole(
-        "original_max_position_embeddings", positions
-    )
+    inner = p.whole("original_max_position_embeddings", positions)
+    original = c.optional_whole("original_max_position_embeddings") or inner
     base = p.number("rope_theta", c.number(theta_key, theta))
     share = p.number("partial_rotary_factor", c.number("partial_rotary_factor", 1.0))
     dim = c.whole("rope_dim", int(head_dim * share))

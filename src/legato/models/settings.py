@@ -31,7 +31,7 @@ class Settings:
     ) -> None:
         self._path, self._values, self._shown, self._prefix = path, values, shown or {}, prefix
         self._read: set[str] = set()
-        self._sections: list[Settings] = []
+        self._sections: dict[str, Settings] = {}
 
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
@@ -111,15 +111,13 @@ class Settings:
         return tuple(value)
 
     def section(self, key: str) -> Settings | None:
-        """A nested mapping; its unread keys are refused together with this one's."""
+        """A nested mapping, the same at every call; its unread keys are refused together with this one's."""
         value = self.raw(key)
         if value is None:
             return None
         if not isinstance(value, Mapping):
             raise self.wrong(key, f"{_short(value)} is not an object")
-        child = Settings(self._path, value, prefix=f"{self.name(key)}.")
-        self._sections.append(child)
-        return child
+        return self._sections.setdefault(key, Settings(self._path, value, prefix=f"{self.name(key)}."))
 
     def finish(self, ignored: Mapping[str, str], only: Mapping[str, Sequence[object]]) -> None:
         """Refuses what nobody read. `ignored`: key -> why it does not matter; `only`: key -> the values we run."""
@@ -131,7 +129,7 @@ class Settings:
             if not any(value == allowed and type(value) is type(allowed) for allowed in only[key]):
                 choices = " or ".join(_short(allowed) for allowed in only[key])
                 raise self.refuse(key, f"is {_short(value)}; only {choices} is supported")
-        for child in self._sections:
+        for child in self._sections.values():
             child.finish({}, {})
 
 

@@ -159,18 +159,12 @@ def _from_config(source: ModelSource) -> Translation:
         if not name.endswith(_HEADED):
             raise shell.refuse("architectures", f"{name} is not a language model with a head for tokens")
     part = family.model_types[kind]
-    inner = shell.section(part) if part else None
     values: Mapping[str, object] = source.config
     notes: tuple[str, ...] = ()
     prefix = ""
-    if inner is not None:
-        text = source.config[part]
-        assert isinstance(text, Mapping)
-        shell.finish({**IGNORED, **dict.fromkeys(_SHELL, "of the shell"), part: "read below"}, ONLY)
-        values, prefix = {"tie_word_embeddings": source.config.get("tie_word_embeddings"), **text}, f"{part}."
+    if part:
+        values, prefix = _decoder_part(shell, source.config, part), f"{part}."
         notes = ("only the part that reads and writes text is run",)
-    elif part:
-        raise shell.wrong(part, "missing")
     shown = {ours: prefix + theirs for theirs, ours in family.renames.items() if theirs in values}
     renamed = {family.renames.get(key, key): value for key, value in values.items()}
     defaults = {**family.defaults, **family.config_defaults, "vocab_size": _embedding_rows(source, family.config_names)}
@@ -178,6 +172,15 @@ def _from_config(source: ModelSource) -> Translation:
     for key in ("model_type", "architectures"):
         settings.raw(key)
     return Translation(family, settings, family.config_names, notes)
+
+
+def _decoder_part(shell: Settings, config: Mapping[str, object], part: str) -> Mapping[str, object]:
+    """The text decoder's settings out of a config that also describes other parts."""
+    text = config.get(part)
+    if not isinstance(text, Mapping):
+        raise shell.wrong(part, "missing, or not an object")
+    shell.finish({**IGNORED, **dict.fromkeys(_SHELL, "of the shell"), part: "read by itself"}, ONLY)
+    return {"tie_word_embeddings": config.get("tie_word_embeddings"), **text}
 
 
 def _from_gguf(source: ModelSource) -> Translation:
