@@ -105,11 +105,51 @@ static inline void i_store_u8(uint8_t* p, I16 x) {  // the low byte of each lane
   const __m128i cd = _mm_unpacklo_epi32(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_unpacklo_epi64(ab, cd));
 }
-static inline __m256 bf16_half(const uint16_t* p) {
+static inline __m256 bf16_half(const uint8_t* p) {
   const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
-static inline F16 f_load_bf16(const uint16_t* p) { return {bf16_half(p), bf16_half(p + 8)}; }
+static inline F16 f_load_bf16(const uint8_t* p) { return {bf16_half(p), bf16_half(p + 16)}; }
+
+// 64 bytes: sixteen groups of four.
+struct B64 {
+  __m256i a, b;
+};
+static inline B64 b_load(const uint8_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+static inline B64 b_repeat(const void* four) {
+  int32_t x;
+  __builtin_memcpy(&x, four, 4);
+  return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)};
+}
+static inline B64 b_low_nibbles(B64 x) {
+  const __m256i low = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low)};
+}
+static inline B64 b_high_nibbles(B64 x) {
+  const __m256i low = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(_mm256_srli_epi16(x.a, 4), low), _mm256_and_si256(_mm256_srli_epi16(x.b, 4), low)};
+}
+static inline __m256i dot_half(__m256i sum, __m256i u, __m256i s) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+}
+// Each lane gains the dot product of its four unsigned and four signed bytes, if sums of two products fit 16 bits.
+static inline I16 i_dot(I16 sum, B64 u, B64 s) { return {dot_half(sum.a, u.a, s.a), dot_half(sum.b, u.b, s.b)}; }
+// The same for u stored with 128 added; kOffsetStays says that 128 * (sum of s) is still in the result.
+constexpr bool kOffsetStays = false;
+static inline __m256i dot_offset_half(__m256i sum, __m256i u, __m256i s) {
+  const __m256i value = _mm256_xor_si256(u, _mm256_set1_epi8(-128));
+  return dot_half(sum, _mm256_abs_epi8(value), _mm256_sign_epi8(s, value));
+}
+static inline I16 i_dot_offset(I16 sum, B64 u, B64 s) {
+  return {dot_offset_half(sum.a, u.a, s.a), dot_offset_half(sum.b, u.b, s.b)};
+}
+constexpr int kTopWeight = 126;  // the largest quantised weight, less one: two products with any value fit 16 bits
+constexpr int kMaxUnit = 3;      // queries computed together
+constexpr int kSubs = 1;         // records of keys computed together
+constexpr int kValueVectors = 1;  // sixteens of value dims computed together
 
 // Lanes meet 8 apart, then 4, 2, 1: the same order at every level.
 static inline float f_sum(F16 x) {

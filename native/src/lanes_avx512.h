@@ -62,10 +62,34 @@ static inline void i_store(int32_t* p, I16 a) { _mm512_storeu_si512(p, a.v); }
 static inline void i_store_u8(uint8_t* p, I16 a) {  // the low byte of each lane
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
 }
-static inline F16 f_load_bf16(const uint16_t* p) {
+static inline F16 f_load_bf16(const uint8_t* p) {
   const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
 }
+
+// 64 bytes: sixteen groups of four.
+struct B64 {
+  __m512i v;
+};
+static inline B64 b_load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline B64 b_repeat(const void* four) {
+  int32_t x;
+  __builtin_memcpy(&x, four, 4);
+  return {_mm512_set1_epi32(x)};
+}
+static inline B64 b_low_nibbles(B64 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
+static inline B64 b_high_nibbles(B64 a) {
+  return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
+}
+// Each lane gains the dot product of its four unsigned and four signed bytes.
+static inline I16 i_dot(I16 sum, B64 u, B64 s) { return {_mm512_dpbusd_epi32(sum.v, u.v, s.v)}; }
+// The same for u stored with 128 added; kOffsetStays says that 128 * (sum of s) is still in the result.
+constexpr bool kOffsetStays = true;
+static inline I16 i_dot_offset(I16 sum, B64 u, B64 s) { return i_dot(sum, u, s); }
+constexpr int kTopWeight = 254;  // the largest quantised weight, less one: any byte times any value fits i_dot
+constexpr int kMaxUnit = 6;      // queries computed together
+constexpr int kSubs = 4;         // records of keys computed together
+constexpr int kValueVectors = 4;  // sixteens of value dims computed together
 
 // Lanes meet 8 apart, then 4, 2, 1: the same order at every level.
 static inline float f_sum(F16 a) {

@@ -153,14 +153,52 @@ static inline void i_store(int32_t* p, I16 x) { std::memcpy(p, x.v, sizeof x.v);
 static inline void i_store_u8(uint8_t* p, I16 x) {  // the low byte of each lane
   for (int i = 0; i < 16; ++i) p[i] = static_cast<uint8_t>(x.v[i]);
 }
-static inline F16 f_load_bf16(const uint16_t* p) {
+static inline F16 f_load_bf16(const uint8_t* p) {
   F16 r;
   for (int i = 0; i < 16; ++i) {
-    const uint32_t bits = static_cast<uint32_t>(p[i]) << 16;
+    uint16_t half;
+    std::memcpy(&half, p + 2 * i, 2);
+    const uint32_t bits = static_cast<uint32_t>(half) << 16;
     std::memcpy(&r.v[i], &bits, 4);
   }
   return r;
 }
+
+// 64 bytes: sixteen groups of four.
+struct B64 {
+  uint8_t v[64];
+};
+static inline B64 b_load(const uint8_t* p) {
+  B64 r;
+  std::memcpy(r.v, p, 64);
+  return r;
+}
+static inline B64 b_repeat(const void* four) {
+  B64 r;
+  for (int i = 0; i < 64; i += 4) std::memcpy(r.v + i, four, 4);
+  return r;
+}
+static inline B64 b_low_nibbles(B64 x) {
+  for (int i = 0; i < 64; ++i) x.v[i] &= 15;
+  return x;
+}
+static inline B64 b_high_nibbles(B64 x) {
+  for (int i = 0; i < 64; ++i) x.v[i] >>= 4;
+  return x;
+}
+// Each lane gains the dot product of its four unsigned and four signed bytes.
+static inline I16 i_dot(I16 sum, B64 u, B64 s) {
+  for (int i = 0; i < 16; ++i)
+    for (int j = 4 * i; j < 4 * i + 4; ++j) sum.v[i] += int32_t{u.v[j]} * static_cast<int8_t>(s.v[j]);
+  return sum;
+}
+// The same for u stored with 128 added; kOffsetStays says that 128 * (sum of s) is still in the result.
+constexpr bool kOffsetStays = true;
+static inline I16 i_dot_offset(I16 sum, B64 u, B64 s) { return i_dot(sum, u, s); }
+constexpr int kTopWeight = 254;  // the largest quantised weight, less one
+constexpr int kMaxUnit = 3;      // queries computed together
+constexpr int kSubs = 1;         // records of keys computed together
+constexpr int kValueVectors = 1;  // sixteens of value dims computed together
 
 // Lanes meet 8 apart, then 4, 2, 1: the same order at every level.
 static inline float f_sum(F16 x) {

@@ -1,0 +1,14 @@
+// Attention kernels on AVX2, FMA and F16C.
+//
+// Knows: which lanes_*.h to use. Does not know: anything else.
+#include <cmath>
+
+#include "lanes_avx2.h"
+
+#include "attention_impl.h"
+
+namespace lg {
+
+void fill_attention_avx2(Kernels* k) { fill_attention(k); }
+
+}  // namespace lg

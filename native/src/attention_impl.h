@@ -1,0 +1,210 @@
+// Attention over pages, written once over sixteen lanes: the walk over rows, tiles and queries.
+// Each level's attention_*.cpp includes its lanes_*.h and then this file.
+//
+// Knows: which tokens a row sees, what is computed together, where results go. Does not know: instructions; the bytes
+// of a record (attention_int8.h and its siblings); softmax (attention_softmax.h).
+//
+// Rows are taken in blocks of about kBlockQueries queries, so that a tile's keys and values are read from memory once
+// a block and from the caches by all its queries. A query is one (row, head); up to kMaxUnit of them share registers.
+// Nothing in the arithmetic of one (query, tile) depends on the others.
+#pragma once
+#include "attention_int8.h"
+
+namespace lg {
+namespace {
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+struct Task {
+  const AttendArgs* a;
+  const uint8_t* q;
+  int64_t q_row_stride;
+  const int32_t* positions;
+  int32_t tile_begin, tile_end;
+  float* partials;
+  float* out;
+  int64_t out_row_stride;
+};
+
+// The caller's scratch, cut up.
+struct Scratch {
+  float* scores;     // [kMaxUnit][kTile]
+  uint8_t* bytes;    // [kMaxUnit][kTile]
+  float* tile;       // [kMaxUnit][partial_floats]
+  float* state;      // [queries of a block][partial_floats]
+  uint8_t* packed;   // queries of a block
+  float* scale;      // a query
+  int32_t* sum;      // a query
+};
+
+static inline Scratch cut_scratch(uint8_t* p, int32_t dim, int32_t group) {
+  const ScratchPlan s = scratch_plan(dim, group);
+  return {reinterpret_cast<float*>(p + s.scores), p + s.bytes,
+          reinterpret_cast<float*>(p + s.tile),   reinterpret_cast<float*>(p + s.state),
+          p + s.packed,                           reinterpret_cast<float*>(p + s.scale),
+          reinterpret_cast<int32_t*>(p + s.sum)};
+}
+
+// Rows [begin, end) of the task, their queries in row order.
+struct Block {
+  int32_t begin, end, queries, units;
+  int32_t unit_begin(int32_t unit) const { return queries * unit / units; }
+};
+
+static inline Span row_span(const Task& t, int32_t row, int32_t tile) {
+  const int64_t at = int64_t{tile} * kTile, position = t.positions[row];
+  const int64_t first = t.a->window > 0 ? most(0, position - t.a->window + 1) : 0;
+  const int64_t begin = most(0, first - at), end = least(kTile, position + 1 - at);
+  return {static_cast<int32_t>(begin), static_cast<int32_t>(most(begin, end))};
+}
+
+static inline Span join(Span a, Span b) {
+  if (a.begin >= a.end) return b;
+  if (b.begin >= b.end) return a;
+  return {static_cast<int32_t>(least(a.begin, b.begin)), static_cast<int32_t>(most(a.end, b.end))};
+}
+
+// Addresses of the tile's records that the span touches.
+static inline void find_records(const Task& t, const RecordShape& shape, int32_t tile, Span span,
+                                const uint8_t** records) {
+  const KvLayout& kv = *t.a->kv;
+  const uint8_t* head = t.a->pages + t.a->kv_head * kv.head_bytes;
+  const int32_t in_page = kv.page_size / kRecord;
+  for (int32_t i = span.begin / kRecord; i * kRecord < span.end; ++i) {
+    const int32_t record = tile * kRecords + i;
+    records[i] = head + int64_t{t.a->page_table[record / in_page]} * kv.page_bytes + record % in_page * shape.bytes;
+  }
+}
+
+template <class Kind, int R>
+void compute_unit(Unit& u, const Span* spans, float* const* records) {
+  Kind::template scores<R>(u);
+  float step[R];
+  float* values[R];
+  for (int r = 0; r < R; ++r) {
+    step[r] = Kind::weigh(u, r, spans[r], records[r]);
+    values[r] = records[r] + 2;
+  }
+  Kind::template values<R>(u, step, values);
+}
+
+template <class Kind>
+struct UnitFns {
+  void (*pack)(const uint8_t* const*, int32_t, uint8_t*, float*, int32_t*);
+  void (*compute)(Unit&, const Span*, float* const*);
+};
+
+template <class Kind, int R>
+static inline UnitFns<Kind> unit_fns(int32_t size) {
+  if constexpr (R > 1) {
+    if (size < R) return unit_fns<Kind, R - 1>(size);
+  }
+  return {Kind::template pack<R>, compute_unit<Kind, R>};
+}
+
+template <class Kind>
+void run_unit(const Task& t, const Block& b, int32_t unit, int32_t tile, const Span* rows, Unit& u, const Scratch& s) {
+  const int32_t group = t.a->group, dim = t.a->kv->dim, begin = b.unit_begin(unit);
+  const int32_t size = b.unit_begin(unit + 1) - begin;
+  const int64_t stride = partial_floats(dim), tiles = t.tile_end - t.tile_begin;
+  Span spans[kMaxUnit], all = {0, 0};
+  float* records[kMaxUnit];
+  for (int32_t i = 0; i < size; ++i) {
+    const int32_t query = begin + i, row = query / group;
+    spans[i] = rows[row];
+    all = join(all, spans[i]);
+    const int64_t place = (int64_t{b.begin} * group + query) * tiles + tile - t.tile_begin;
+    records[i] = t.partials ? t.partials + place * stride : s.tile + i * stride;
+  }
+  if (all.begin >= all.end) {
+    for (int32_t i = 0; i < size; ++i) clear_record(records[i], dim);
+  } else {
+    u.first = all.begin / kRecord;
+    u.last = static_cast<int32_t>(round_up(all.end, kRecord) / kRecord);
+    u.packed = s.packed + int64_t{begin} * dim * Kind::kQueryBytes;
+    u.scale = s.scale + begin;
+    u.sum = s.sum + begin;
+    unit_fns<Kind, kMaxUnit>(size).compute(u, spans, records);
+    for (int32_t i = 0; i < size; ++i)
+      if (spans[i].begin >= spans[i].end) clear_record(records[i], dim);
+  }
+  if (t.partials) return;
+  for (int32_t i = 0; i < size; ++i) merge_record(s.state + (begin + i) * stride, records[i], dim);
+}
+
+template <class Kind>
+void pack_block(const Task& t, const Block& b, const Scratch& s) {
+  const int32_t group = t.a->group, dim = t.a->kv->dim;
+  for (int32_t unit = 0; unit < b.units; ++unit) {
+    const int32_t begin = b.unit_begin(unit), size = b.unit_begin(unit + 1) - begin;
+    const uint8_t* queries[kMaxUnit];
+    for (int32_t i = 0; i < size; ++i) {
+      const int32_t row = b.begin + (begin + i) / group, head = (begin + i) % group;
+      queries[i] = t.q + row * t.q_row_stride + head * t.a->kv->q_bytes;
+    }
+    unit_fns<Kind, kMaxUnit>(size).pack(queries, dim, s.packed + int64_t{begin} * dim * Kind::kQueryBytes,
+                                        s.scale + begin, s.sum + begin);
+  }
+}
+
+template <class Kind>
+void run_block(const Task& t, const Block& b, const Scratch& s) {
+  const int32_t group = t.a->group, dim = t.a->kv->dim;
+  const RecordShape shape = record_shape(t.a->kv->kind, dim);
+  pack_block<Kind>(t, b, s);
+  if (!t.partials)
+    for (int32_t i = 0; i < b.queries; ++i) clear_record(s.state + i * partial_floats(dim), dim);
+  const uint8_t* records[kRecords];
+  Unit u = {records, 0, 0, shape, t.a->softcap, nullptr, nullptr, nullptr, s.scores, s.bytes};
+  for (int32_t tile = t.tile_begin; tile < t.tile_end; ++tile) {
+    Span rows[kBlockQueries], all = {0, 0};
+    for (int32_t r = b.begin; r < b.end; ++r) {
+      rows[r - b.begin] = row_span(t, r, tile);
+      all = join(all, rows[r - b.begin]);
+    }
+    if (all.begin >= all.end && !t.partials) continue;
+    find_records(t, shape, tile, all, records);
+    for (int32_t unit = 0; unit < b.units; ++unit) run_unit<Kind>(t, b, unit, tile, rows, u, s);
+  }
+  if (t.partials) return;
+  for (int32_t i = 0; i < b.queries; ++i)
+    normalise(s.state + i * partial_floats(dim), dim,
+              t.out + (b.begin + i / group) * t.out_row_stride + int64_t{i % group} * dim);
+}
+
+template <class Kind>
+void run_task(const Task& t, int32_t rows, uint8_t* scratch) {
+  const Scratch s = cut_scratch(scratch, t.a->kv->dim, t.a->group);
+  const int32_t size = block_rows(t.a->group);
+  for (int32_t begin = 0; begin < rows; begin += size) {
+    Block b = {begin, static_cast<int32_t>(least(rows, begin + size)), 0, 0};
+    b.queries = (b.end - b.begin) * t.a->group;
+    b.units = (b.queries + kMaxUnit - 1) / kMaxUnit;
+    run_block<Kind>(t, b, s);
+  }
+}
+
+void attend(const AttendArgs* a, const uint8_t* q, int64_t q_row_stride, const int32_t* positions, int32_t rows,
+            int32_t tile_begin, int32_t tile_end, float* partials, float* out, int64_t out_row_stride,
+            uint8_t* scratch) {
+  const Task t = {a, q, q_row_stride, positions, tile_begin, tile_end, partials, out, out_row_stride};
+  if (a->kv->kind == KV_INT8) run_task<Int8>(t, rows, scratch);
+}
+
+void merge(const float* partials, int32_t tiles, int32_t dim, float* out) {
+  alignas(64) float state[2 + kMaxDim + 16];
+  clear_record(state, dim);
+  for (int32_t i = 0; i < tiles; ++i) merge_record(state, partials + i * partial_floats(dim), dim);
+  normalise(state, dim, out);
+}
+
+void fill_attention(Kernels* k) {
+  k->kv_write = kv_write;
+  k->prepare_q = prepare_q;
+  k->attend = attend;
+  k->merge = merge;
+}
+
+}  // namespace
+}  // namespace lg
