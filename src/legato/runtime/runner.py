@@ -5,7 +5,7 @@ Knows: an executor, the sampler, which row belongs to which slice. Does not know
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -38,17 +38,19 @@ class Runner:
             row += s.num_logits
         return results
 
-    def forget(self, seq_ids: Collection[int]) -> None:
+    def forget(self, seq_ids: Iterable[int]) -> None:
         """Drops per-sequence state of sequences that ended."""
         self.sampler.forget(seq_ids)
 
     def logits(self, token_ids: Sequence[int], pages: Sequence[int], chunk: int) -> FloatArray:
         """Logits (T, V) of a lone sequence, `chunk` rows a step, in pages that are the caller's."""
-        out: list[FloatArray] = []
+        return np.concatenate([rows.copy() for rows in self.logit_chunks(token_ids, pages, chunk)])
+
+    def logit_chunks(self, token_ids: Sequence[int], pages: Sequence[int], chunk: int) -> Iterator[FloatArray]:
+        """The same piece by piece; a piece is overwritten by the next one."""
         for start in range(0, len(token_ids), chunk):
             end = min(start + chunk, len(token_ids))
-            out.append(self.executor.run(self._lone_batch(token_ids, pages, start, end)).copy())
-        return np.concatenate(out)
+            yield self.executor.run(self._lone_batch(token_ids, pages, start, end))
 
     def _lone_batch(self, token_ids: Sequence[int], pages: Sequence[int], start: int, end: int) -> Batch:
         positions_T = np.arange(start, end, dtype=np.int32)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,7 +153,7 @@ class Sampler:
         self.eos_ids = tuple(eos_ids)
         self._seen: dict[int, Seen] = {}
 
-    def forget(self, seq_ids: Collection[int]) -> None:
+    def forget(self, seq_ids: Iterable[int]) -> None:
         """Drops what is remembered of sequences that ended."""
         for seq_id in seq_ids:
             self._seen.pop(seq_id, None)
