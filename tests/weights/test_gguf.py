@@ -226,6 +226,8 @@ LIES: dict[str, tuple[bytes, str]] = {
     "same key twice": (gguf_bytes([key("k", 4, U32(1))] * 2), "k occurs twice"),
     "empty key": (gguf_bytes([key("", 4, U32(1))]), "is empty"),
     "arrays 5 deep": (gguf_bytes([key("k", 9, nested(5))]), "nests arrays"),
+    "100,000 arrays": (gguf_bytes([key("k", 9, array(9, 100_000, array(4, 0) * 100_000))]), "k: length"),
+    "arrays of arrays": (gguf_bytes([key("k", 9, array(9, 3, array(9, 3000, array(4, 0) * 3000) * 3))]), r"k\[1\]"),
     "arrays 300 deep": (gguf_bytes([key("k", 9, nested(300))]), "nests arrays"),
     **{
         f"alignment {n}": (gguf_bytes([key("general.alignment", 4, U32(n))]), "general.alignment")

@@ -32,6 +32,7 @@ MAX_TENSORS = 1 << 16
 MAX_ITEMS = 1 << 22  # of all arrays together
 MAX_NAME = 1 << 16  # bytes of a key (the specification's limit) or a tensor's name
 MAX_TEXT = 1 << 26  # bytes of all keys, names and strings outside arrays together
+MAX_NESTED = 1 << 12  # arrays within arrays, together: each becomes an object
 SHORT = 256  # items of an array that is decoded at once, into a plain list
 MAX_DEPTH = 4  # arrays of arrays
 MAX_DIMS = 4
@@ -121,11 +122,11 @@ def read_gguf(path: str | os.PathLike[str]) -> GgufFile:
 class _Cursor:
     """Walks the header; nothing is read before its bytes were seen to be there."""
 
-    __slots__ = ("buffer", "items_left", "path", "pos", "size", "text_left")
+    __slots__ = ("buffer", "items_left", "nested_left", "path", "pos", "size", "text_left")
 
     def __init__(self, path: str, buffer: mmap.mmap, size: int) -> None:
         self.path, self.buffer, self.size, self.pos = path, buffer, size, 0
-        self.items_left, self.text_left = MAX_ITEMS, MAX_TEXT
+        self.items_left, self.nested_left, self.text_left = MAX_ITEMS, MAX_NESTED, MAX_TEXT
 
     def bad(self, field: str, problem: str) -> ModelFileError:
         return ModelFileError(self.path, field, problem)
@@ -198,14 +199,17 @@ class _Cursor:
             raise self.bad(field, f"nests arrays more than {MAX_DEPTH} deep")
         kind = self.value_type(f"{field}: items")
         least_bytes = {ValueType.STRING: 8, ValueType.ARRAY: 12}.get(kind) or _SCALARS[kind].size
-        length = self.count(f"{field}: length", self.items_left, least_bytes)
-        self.items_left -= length
+        most = self.nested_left if kind is ValueType.ARRAY else self.items_left
+        length = self.count(f"{field}: length", most, least_bytes)
         source: LazySource
         if kind is ValueType.STRING:
+            self.items_left -= length
             source = self._strings(field, length)
         elif kind is ValueType.ARRAY:
+            self.nested_left -= length
             source = [self.array(f"{field}[{index}]", depth + 1) for index in range(length)]
         else:
+            self.items_left -= length
             start = self.skip(length * least_bytes, field)
             source = np.frombuffer(self.buffer, dtype=_SCALARS[kind].format, count=length, offset=start)
         return LazyArray(self.path, field, kind, length, source)

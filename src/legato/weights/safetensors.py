@@ -44,7 +44,7 @@ class Refused:
 
 
 class TensorMap(Mapping[str, Tensor]):
-    """Names to tensors. A tensor of an unreadable dtype is listed too, but asking for it is an error.
+    """Names to tensors. A tensor of an unreadable or unknown dtype is listed too, but asking for it is an error.
 
     So a checkpoint that carries an unused integer buffer loads, and one whose weights are float8 is refused by name.
     """
