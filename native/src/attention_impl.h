@@ -56,7 +56,8 @@ static inline Span row_span(const Task& t, int32_t row, int32_t tile) {
   const int64_t at = int64_t{tile} * kTile, position = t.positions[row];
   const int64_t first = t.a->window > 0 ? most(0, position - t.a->window + 1) : 0;
   const int64_t begin = most(0, first - at), end = least(kTile, position + 1 - at);
-  return {static_cast<int32_t>(begin), static_cast<int32_t>(most(begin, end))};
+  if (begin >= end) return {0, 0};
+  return {static_cast<int32_t>(begin), static_cast<int32_t>(end)};
 }
 
 static inline Span join(Span a, Span b) {
