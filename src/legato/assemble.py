@@ -6,14 +6,17 @@ Does not know: requests, text that a person types, how any part works.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from legato.config import Config
 from legato.core.spec import ArchSpec
 from legato.engine import Engine
-from legato.errors import LegatoError, UsageError
+from legato.errors import UsageError
+from legato.kernels.cpu import NativeBackend, load_library
 from legato.kernels.ops import Backend, Executor, KvFormat
+from legato.kernels.reference import ReferenceBackend
 from legato.measure import cost
 from legato.models.check import bits_by_role
 from legato.models.decoder import Decoder
@@ -141,28 +144,30 @@ def _template(tokenizer: Tokenizer) -> ChatTemplate | None:
 
 def choose_backend(config: Config, spec: ArchSpec) -> tuple[Backend, list[str]]:
     """The backend, and a word when "auto" had to fall back to the slow one."""
-    from legato.kernels.reference import ReferenceBackend
-
     if config.backend == "reference":
         return ReferenceBackend(), []
-    try:
-        native = open_native(config)
+    library = load_library()
+    if isinstance(library, str):
+        reason: str | None = library
+    else:
+        native = NativeBackend(config.threads, config.isa, library=library)
         reason = native.supports(spec)
-    except LegatoError as error:
-        if config.backend == "native" or config.sources.get("isa") != "default":
-            raise
-        native, reason = None, str(error)
-    if native is not None and reason is None:
-        return native, []
+        if reason is None:
+            return native, []
     if config.backend == "native":
-        raise UsageError(f"the native backend cannot run this model: {reason}; try --backend reference")
+        raise UsageError(f"backend=native is not possible: {reason}; or use the slow one: --backend reference")
     return ReferenceBackend(), [f"the slow reference backend is used: {reason}"]
 
 
-def open_native(config: Config) -> Backend:
-    from legato.kernels.cpu import NativeBackend
-
-    return NativeBackend(threads=config.threads, isa=config.isa)
+def open_backend(config: Config) -> tuple[Backend, str, int]:
+    """The backend that would be used for most models, its instruction set and threads."""
+    library = load_library()
+    if config.backend == "reference" or isinstance(library, str):
+        if config.backend == "native":
+            raise UsageError(f"backend=native is not possible: {library}")
+        return ReferenceBackend(), "numpy", config.threads or os.cpu_count() or 1
+    native = NativeBackend(config.threads, config.isa, library=library)
+    return native, native.isa, native.threads
 
 
 def choose_kv(config: Config, backend: Backend) -> KvFormat:

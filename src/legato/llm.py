@@ -36,6 +36,8 @@ from legato.weights.source import digest
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
 
+_NLL_CHUNK = 128  # rows of logits at once: 128 x 150,000 floats are 77 MB
+
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
@@ -153,6 +155,52 @@ class LLM:
     def logits(self, token_ids: Sequence[int]) -> FloatArray:
         """Raw logits (T, V) after each of T tokens; row t predicts token t + 1."""
         ids = self._prompt_ids(token_ids)
+        with self._borrowed_pages(ids) as pages:
+            return self.parts.runner.logits(ids, pages, self.config.max_step_tokens)
+
+    def perplexity(
+        self, token_ids: Sequence[int], context: int | None = None, report: Report | None = None
+    ) -> Perplexity:
+        """Of windows of `context` tokens, one after the other, each predicted from its own beginning only.
+
+        The first token of a window is given, not predicted. Keys and values are kept as in any request.
+        """
+        ids = self._prompt_ids(token_ids)
+        context = self.context_length if context is None else context
+        if not 2 <= context <= self.context_length:
+            raise RequestError("context", context, f"from 2 to {self.context_length} tokens")
+        windows = [w for w in (ids[i : i + context] for i in range(0, len(ids), context)) if len(w) > 1]
+        if not windows:
+            raise RequestError("token_ids", len(ids), "at least 2 tokens", "give a longer text")
+        report = report or Silent()
+        total, tokens = 0.0, sum(len(window) - 1 for window in windows)
+        report.start(tokens, "reading the text")
+        try:
+            for window in windows:
+                with self._borrowed_pages(window) as pages:
+                    total += self._window_nll(window, pages, report)
+        finally:
+            report.done()
+        return Perplexity(tokens, total / tokens)
+
+    def _window_nll(self, window: list[int], pages: list[int], report: Report) -> float:
+        """The sum over all tokens but the first of -log p(token | those before)."""
+        chunk = min(self.config.max_step_tokens, _NLL_CHUNK)
+        total, at = 0.0, 1
+        for rows in self.parts.runner.logit_chunks(window[:-1], pages, chunk):
+            rows = rows[:, : self.parts.vocab_size]
+            top = rows.max(axis=1)
+            logs = top + np.log(np.exp(rows - top[:, None]).sum(axis=1, dtype=np.float64))
+            total += float((logs - rows[np.arange(len(rows)), window[at : at + len(rows)]]).sum())
+            at += len(rows)
+            report.advance(len(rows))
+        if not math.isfinite(total):
+            raise EngineError("the model's logits are not finite")
+        return total
+
+    @contextmanager
+    def _borrowed_pages(self, ids: Sequence[int]) -> Iterator[list[int]]:
+        """Pages of the cache for `ids`, given back at the end; nobody else runs meanwhile."""
         if len(ids) > self.context_length:
             fix = "give fewer tokens, or use a model with a longer context"
             raise CapacityError("token_ids", len(ids), self.context_length, "tokens of context", fix)
@@ -164,38 +212,9 @@ class LLM:
                 fix = "give fewer tokens, or more memory with kv_memory"
                 raise CapacityError("token_ids", len(ids), room, "tokens of cache that are free", fix)
             try:
-                return self.parts.runner.logits(ids, seq.pages, self.config.max_step_tokens)
+                yield seq.pages
             finally:
                 cache.release(seq)
-
-    def perplexity(
-        self, token_ids: Sequence[int], context: int | None = None, report: Report | None = None
-    ) -> Perplexity:
-        """Of windows of `context` tokens, one after the other, each predicted from its own beginning only.
-
-        The first token of a window is given, not predicted. Keys and values are kept as in any request.
-        """
-        ids = self._prompt_ids(token_ids)
-        context = context or self.context_length - 1
-        if not 2 <= context < self.context_length:
-            raise RequestError("context", context, f"from 2 to {self.context_length - 1} tokens")
-        windows = [w for w in (ids[i : i + context] for i in range(0, len(ids), context)) if len(w) > 1]
-        if not windows:
-            raise RequestError("token_ids", len(ids), "at least 2 tokens", "give a longer text")
-        report = report or Silent()
-        total, tokens = 0.0, 0
-        report.start(len(ids), "reading the text")
-        try:
-            for window in windows:
-                done = self.generate([window], SamplingParams(max_tokens=1, prompt_logprobs=0))[0]
-                if done.error is not None or done.prompt_logprobs is None:
-                    raise EngineError(done.error or "the engine gave no log-probabilities")
-                total -= sum(p.logprob for p in done.prompt_logprobs)
-                tokens += len(done.prompt_logprobs)
-                report.advance(len(window))
-        finally:
-            report.done()
-        return Perplexity(tokens, total / tokens)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,10 @@ class Terminal:
         """Whether standard error takes colours."""
         return self.color == "always" or (self.color == "auto" and sys.stderr.isatty())
 
+    def styled_output(self) -> bool:
+        """The same of standard output."""
+        return self.color == "always" or (self.color == "auto" and sys.stdout.isatty())
+
     def dim(self, text: str) -> None:
         self._err(f"\x1b[2m{text}\x1b[0m" if self.styled() else text)
 

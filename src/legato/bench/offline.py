@@ -1,0 +1,64 @@
+"""Throughput of many requests at once.
+
+Knows: requests of random tokens, seconds by what a step carried. Does not know: terminals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from legato.bench.drive import Requests, drive
+from legato.errors import UsageError
+from legato.llm import LLM
+from legato.weights.hub import Report
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineResult:
+    """`requests` prompts handed over at once.
+
+    prompt         tokens of its own that each prompt has; shared_prefix: those before, equal for all and in the cache
+    prefill_s      steps that carried any prompt rows; decode_s: all others; seconds: from first to last
+    cached_tokens  prompt tokens found in the cache, of all requests
+    """
+
+    requests: int
+    prompt: int
+    decode: int
+    shared_prefix: int
+    out_tok_s: float
+    seconds: float
+    prefill_s: float
+    decode_s: float
+    cached_tokens: int
+
+
+def bench_offline(llm: LLM, count: int, prompt: int, decode: int, shared_prefix: int, report: Report) -> OfflineResult:
+    """`count` random prompts of shared_prefix + prompt tokens, `decode` tokens each, all at once."""
+    if shared_prefix + prompt + decode > llm.context_length:
+        raise UsageError(
+            f"{shared_prefix + prompt} prompt tokens + {decode} to decode are more than the context of "
+            f"{llm.context_length} tokens; lower --prompt, --decode or --shared-prefix"
+        )
+    requests, engine = Requests(llm.parts.vocab_size), llm.parts.engine
+    prefix = requests.tokens(shared_prefix)
+    drive(engine, [requests.make(prefix or requests.tokens(8), 2, salt="shared")])
+    asked = [requests.make(prefix + requests.tokens(prompt), decode, salt="shared") for _ in range(count)]
+    report.start(count * (prompt + decode), f"{count} requests")
+    try:
+        done = drive(engine, asked, lambda step: report.advance(step.num_tokens))
+    finally:
+        report.done()
+    prefill_s = sum(step.seconds for step in done.steps if step.prompt_tokens)
+    decode_s = sum(step.seconds for step in done.steps if not step.prompt_tokens)
+    return OfflineResult(
+        requests=count,
+        prompt=prompt,
+        decode=decode,
+        shared_prefix=shared_prefix,
+        out_tok_s=count * decode / done.seconds,
+        seconds=done.seconds,
+        prefill_s=prefill_s,
+        decode_s=decode_s,
+        cached_tokens=done.cached_tokens,
+    )

@@ -1,0 +1,53 @@
+"""`legato calibrate`: this machine's walls.
+
+Knows: its options and what it prints. Does not know: how they are measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from legato.cli.options import config_of, json_option, machine_options, save_option
+from legato.cli.terminal import Terminal
+
+
+@click.command("calibrate")
+@machine_options
+@click.option("--seconds", type=click.FloatRange(0.01, 60), default=0.5, show_default=True, help="for each figure")
+@save_option
+@json_option
+def command(seconds: float, save: Path | None, as_json: bool, **options: Any) -> None:
+    """Measure memory reading, matrix products by rows, and the fixed cost of a step."""
+    from legato.assemble import open_backend
+    from legato.bench.walls import measure_walls
+    from legato.cli.saving import save_rows
+
+    config = config_of(options)
+    terminal = Terminal(config.color)
+    backend, isa, threads = open_backend(config)
+    with terminal.bar() as bar:
+        walls = measure_walls(backend, isa, threads, seconds, bar)
+    shown = {name: _short(value) for name, value in asdict(walls).items()}
+    save_rows(save, "calibrate", {"seconds": seconds}, [shown], terminal)
+    if as_json:
+        terminal.json(shown)
+        return
+    terminal.answer(f"isa {walls.isa}, {walls.threads} threads", end="\n")
+    reading = ", ".join(f"{name}: {rate:.1f}" for name, rate in walls.read_gb_s.items())
+    terminal.answer(f"read GB/s by threads   {reading}", end="\n")
+    for name, rates in (("int8 TOPS", walls.int8_tops), ("bf16 TFLOPS", walls.bf16_tflops)):
+        rows = ", ".join(f"{key}: {rate:.3f}" for key, rate in rates.items())
+        terminal.answer(f"{name + ' by rows':<22} {rows}", end="\n")
+    if walls.step_overhead_us is not None:
+        terminal.answer(f"step overhead          {walls.step_overhead_us:.0f} us", end="\n")
+
+
+def _short(value: Any) -> Any:
+    """Four significant digits: no measurement here has more."""
+    if isinstance(value, dict):
+        return {name: _short(v) for name, v in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
