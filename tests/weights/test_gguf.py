@@ -325,8 +325,10 @@ def test_the_built_in_model_truncated_is_refused(builtin_path: Path, tmp_path: P
     assert len(read_gguf(path).tensors) == 272
     for sixteenth in range(15, 0, -1):
         os.truncate(path, size * sixteenth // 16)
-        with cheap(), pytest.raises(ModelFileError, match="truncated"):
+        with pytest.raises(ModelFileError, match="truncated"):
             read_gguf(path)
+    with cheap(seconds=1.0), pytest.raises(ModelFileError, match="truncated"):
+        read_gguf(path)
 
 
 mutations = st.lists(
@@ -340,7 +342,7 @@ mutations = st.lists(
 
 
 @settings(
-    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(mutations=mutations, cut=st.none() | st.integers(1, 1 << 16))
 def test_damage_anywhere_gives_typed_errors_only(
