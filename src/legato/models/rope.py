@@ -54,7 +54,6 @@ def read_rope(
     c: Settings,
     head_dim: int,
     *,
-    theta: float = 10000.0,
     theta_key: str = "rope_theta",
     section: str | None = None,
     scaled: bool = True,
@@ -63,15 +62,20 @@ def read_rope(
 ) -> Rope:
     """The rotary embedding that `c` describes, in today's form (`rope_parameters`) or the older (`rope_scaling`).
 
-    section  the part of `rope_parameters` to read, where kinds of layers differ
-    scaled   whether an older `rope_scaling` applies to this kind of layer
-    partial  whether the family may rotate only a part of each head
+    theta_key  where the base is, if not with the rest
+    section    the part of `rope_parameters` to read, where kinds of layers differ
+    scaled     whether an older `rope_scaling` applies to this kind of layer
+    partial    whether the family may rotate only a part of each head
+    context    how many positions will be used, if the caller said so
     """
     p = _rope_settings(c, section, scaled)
     positions = c.whole("max_position_embeddings")
     inner = p.whole("original_max_position_embeddings", positions)
     original = c.optional_whole("original_max_position_embeddings") or inner
-    base = p.number("rope_theta", c.number(theta_key, theta))
+    base = p.number("rope_theta", c.number(theta_key))
+    if base <= 1:
+        key, holder = ("rope_theta", p) if "rope_theta" in p else (theta_key, c)
+        raise holder.wrong(key, f"{base:g} is not above 1")
     share = p.number("partial_rotary_factor", c.number("partial_rotary_factor", 1.0))
     dim = c.whole("rope_dim", int(head_dim * share))
     if dim % 2 or dim > head_dim:
@@ -83,7 +87,10 @@ def read_rope(
         key = "rope_type" if "rope_type" in p else "type"
         raise p.refuse(key, f"unknown rope type {kind!r}; known are {', '.join(sorted(_TYPES))}")
     plain = base ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
-    return _TYPES[kind](_Plain(p, plain, base, positions, original, context))
+    rope = _TYPES[kind](_Plain(p, plain, base, positions, original, context))
+    if not np.isfinite(np.asarray(rope.spec.inv_freq, np.float32)).all():
+        raise p.wrong("factor", "gives frequencies that are not finite numbers")
+    return rope
 
 
 def _rope_settings(c: Settings, section: str | None, scaled: bool) -> Settings:
@@ -93,8 +100,7 @@ def _rope_settings(c: Settings, section: str | None, scaled: bool) -> Settings:
     if nested is not None and section is not None:
         nested = nested.section(section)
     older = c.section("rope_scaling") if scaled else None
-    empty = Settings("", {}, prefix="rope_scaling.")
-    return older or nested or empty
+    return older or nested or c.nothing("rope_scaling")
 
 
 def _default(p: _Plain) -> Rope:
@@ -154,7 +160,7 @@ def _longrope(p: _Plain) -> Rope:
     factor = s.number("factor", max(1.0, p.positions / p.original))
     scale = s.optional_number("attention_factor")
     if scale is None:
-        scale = math.sqrt(1 + math.log(factor) / math.log(p.original)) if factor > 1 else 1.0
+        scale = math.sqrt(1 + math.log(factor) / math.log(max(2, p.original))) if factor > 1 else 1.0
     use_long = p.context is not None and p.context > p.original
     inv_freq = p.inv_freq / np.asarray(long if use_long else short)
     spec = RopeSpec(tuple(float(f) for f in inv_freq), scale)

@@ -6,13 +6,13 @@ Does not know: what any key means.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 
 from legato.errors import ModelFileError, UnsupportedModelError
 
 _MAX_WHOLE = 2**31 - 1
+_MAX_NUMBER = 1e38
 
 
 class Settings:
@@ -67,7 +67,7 @@ class Settings:
         return None if self.raw(key) in (None, 0) else self.whole(key)
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number above 0; without a default it must be there."""
+        """A number above 0 that float32 holds; without a default it must be there."""
         value = self.raw(key)
         value = default if value is None else value
         if value is None:
@@ -80,7 +80,7 @@ class Settings:
         return None if self.raw(key) is None else self.number(key)
 
     def numbers(self, key: str, length: int) -> tuple[float, ...]:
-        """Exactly `length` finite numbers above 0."""
+        """Exactly `length` such numbers."""
         value = self.raw(key)
         if not isinstance(value, (list, tuple)) or not all(_is_positive(x) for x in value):
             raise self.wrong(key, f"{_short(value)} is not a list of numbers above 0")
@@ -119,6 +119,10 @@ class Settings:
             raise self.wrong(key, f"{_short(value)} is not an object")
         return self._sections.setdefault(key, Settings(self._path, value, prefix=f"{self.name(key)}."))
 
+    def nothing(self, key: str) -> Settings:
+        """An empty section, for what the file leaves out."""
+        return Settings(self._path, {}, prefix=f"{self.name(key)}.")
+
     def finish(self, ignored: Mapping[str, str], only: Mapping[str, Sequence[object]]) -> None:
         """Refuses what nobody read. `ignored`: key -> why it does not matter; `only`: key -> the values we run."""
         for key, value in self._values.items():
@@ -134,7 +138,8 @@ class Settings:
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    """Also within what float32 holds; a comparison, unlike a conversion, takes integers of any size."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < _MAX_NUMBER
 
 
 def _short(value: object) -> str:

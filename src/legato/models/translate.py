@@ -58,6 +58,9 @@ ONLY: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "is_llama_config": (True,),
         "use_bidirectional_attention": (False,),
         "use_mrope": (False,),
+        "lm_head_bias": (False,),
+        "full_attn_mod": (1,),
+        "interpolate_factor": (1,),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
         "attention.causal": (True,),
@@ -180,7 +183,8 @@ def _decoder_part(shell: Settings, config: Mapping[str, object], part: str) -> M
     if not isinstance(text, Mapping):
         raise shell.wrong(part, "missing, or not an object")
     shell.finish({**IGNORED, **dict.fromkeys(_SHELL, "of the shell"), part: "read by itself"}, ONLY)
-    return {"tie_word_embeddings": config.get("tie_word_embeddings"), **text}
+    tied = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
+    return {**tied, **text}
 
 
 def _from_gguf(source: ModelSource) -> Translation:
