@@ -82,7 +82,9 @@ class Answer:
             if event.finish_reason is None:
                 self._stop_index(event.index)
         elif event.finish_reason is not None:
-            track.finish_reason, track.stop_reason, track.error = event.finish_reason, event.stop_token_id, event.error
+            track.finish_reason, track.error = event.finish_reason, event.error
+            if event.stop_token_id in self.request.params.stop_token_ids:
+                track.stop_reason = event.stop_token_id
         track.token_ids += ids
         track.text += text
         if event.logprobs and track.logprobs is not None:

@@ -78,7 +78,7 @@ class Output:
     """One of a request's n answers.
 
     token_ids    all that were generated, an end token included
-    stop_reason  the stop string or stop token id that ended it, if one did
+    stop_reason  the stop string or stop token id of the request that ended it; None for the model's own end token
     error        what went wrong, with finish_reason "error"
     """
 

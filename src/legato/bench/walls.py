@@ -34,22 +34,25 @@ _NORM = NormSpec(NormKind.RMS, 1e-5)
 
 def measure_walls(backend: Backend, isa: str, threads: int, seconds: float, report: Report) -> Walls:
     """About `seconds` a figure. `backend` is used for the products and the step, all of its threads."""
-    kv_format = KvFormat.F32 if backend.name == "reference" else KvFormat.INT8
-    report.start(3 + len(ROWS) * (len(INT8_FORMATS) + 1), "measuring this machine")
+    plain = backend.name == "reference"  # it multiplies float32 whatever the format: no rate of it is a wall
+    kv_format = KvFormat.F32 if plain else KvFormat.INT8
+    formats = () if plain else (*INT8_FORMATS, WeightFormat.BF16)
+    report.start(3 + len(ROWS) * len(formats), "measuring this machine")
     try:
         reading = {}
         for name, count in (("1", 1), ("all", threads)):
             reading[name] = read_gb_s(count, seconds)
             report.advance(1)
         rates: dict[WeightFormat, dict[str, float]] = {}
-        for fmt in (*INT8_FORMATS, WeightFormat.BF16):
+        for fmt in formats:
             rates[fmt] = product_rates(backend, fmt, kv_format, seconds, report)
         overhead = step_overhead_us(backend, kv_format)
         report.advance(1)
     finally:
         report.done()
-    int8 = {f"{fmt}_{rows}": rate for fmt in INT8_FORMATS for rows, rate in rates[fmt].items()}
-    return Walls(isa, threads, reading, int8, rates[WeightFormat.BF16], overhead)
+    bf16 = rates.pop(WeightFormat.BF16, {})
+    int8 = {str(fmt): by_rows for fmt, by_rows in rates.items()}
+    return Walls(isa, threads, reading, int8, bf16, overhead)
 
 
 def product_rates(

@@ -39,7 +39,8 @@ def command(seconds: float, save: Path | None, as_json: bool, **options: Any) ->
     terminal.answer(f"isa {walls.isa}, {walls.threads} threads", end="\n")
     reading = ", ".join(f"{name}: {rate:.1f}" for name, rate in walls.read_gb_s.items())
     terminal.answer(f"read GB/s by threads   {reading}", end="\n")
-    for name, rates in (("int8 TOPS", walls.int8_tops), ("bf16 TFLOPS", walls.bf16_tflops)):
+    products = {f"{fmt} int8 TOPS": rates for fmt, rates in walls.int8_tops.items()}
+    for name, rates in {**products, "bf16 TFLOPS": walls.bf16_tflops}.items():
         rows = ", ".join(f"{key}: {rate:.3f}" for key, rate in rates.items())
         terminal.answer(f"{name + ' by rows':<22} {rows}", end="\n")
     if walls.step_overhead_us is not None:

@@ -117,6 +117,10 @@ def config_of(options: dict[str, Any]) -> Config:
 def read_prompt(prompt: str) -> str:
     """The argument itself, or standard input for `-` (without its last line end). Refuses what is empty."""
     text = read_text("-").removesuffix("\n").removesuffix("\r") if prompt == "-" else prompt
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError("prompt: its bytes are not UTF-8; convert the text to UTF-8 first") from None
     if not text:
         raise RequestError(
             "prompt", text, "text that is not empty", "give a prompt, or - to read it from standard input"

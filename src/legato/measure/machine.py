@@ -24,7 +24,7 @@ class Walls:
     """What `legato calibrate` prints. A rate that cannot be measured here is absent.
 
     read_gb_s         10^9 bytes a second, by number of threads: "1" and "all"
-    int8_tops         10^12 operations a second of 4-bit and 8-bit matrix products, by format and rows
+    int8_tops         10^12 operations a second of 4-bit and 8-bit matrix products, by format, then rows
     bf16_tflops       the same of bf16 weights, by rows
     step_overhead_us  a whole engine step around a model of almost no work
     """
@@ -32,7 +32,7 @@ class Walls:
     isa: str
     threads: int
     read_gb_s: dict[str, float]
-    int8_tops: dict[str, float] = field(default_factory=dict)
+    int8_tops: dict[str, dict[str, float]] = field(default_factory=dict)
     bf16_tflops: dict[str, float] = field(default_factory=dict)
     step_overhead_us: float | None = None
 

@@ -1,0 +1,231 @@
+"""What each command prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alphabet import CONTEXT, write_alphabet, write_folder
+
+from legato.cli.group import COMMANDS
+
+TIMINGS = {"queue_ms", "prefill_ms", "ttft_ms", "decode_ms", "decode_tok_s", "prompt_tok_s", "cached_tokens"}
+RECEIPT = {"model", "isa", "threads", "kv", "seed", "digest"}
+GENERATE = {"text", "token_ids", "prompt_tokens", "finish_reason", "stop_reason", "timings", "receipt"}
+DECODE = {
+    "depth",
+    "prefill_tok_s",
+    "ttft_ms",
+    "decode_ms",
+    "decode_tok_s",
+    "bytes_per_step",
+    "wall_ms",
+    "share_of_wall",
+}
+
+Run = Callable[..., Any]
+
+
+def only_json(text: str) -> list[dict[str, Any]]:
+    """Standard output as objects, one a line; fails on anything else."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_help_names_every_command(run: Run) -> None:
+    for args in ([], ["--help"], ["-h"]):
+        ran = run(*args)
+        assert ran.code == 0 and ran.err == ""
+        assert all(name in ran.out for name in COMMANDS)
+    for name in COMMANDS:
+        assert run(name, "--help").code == 0
+    assert run("--version").out.startswith("legato 0.")
+
+
+def test_the_answer_and_nothing_else_on_standard_output(run: Run, alphabet: Path) -> None:
+    ran = run("generate", "u", "-m", alphabet, "--raw")
+    assert (ran.code, ran.out) == (0, "vwxyz\n")
+    [line] = ran.err.splitlines()
+    assert line.startswith("6 tokens, ") and "tok/s, first " in line and ", prompt 1 tok" in line
+    assert "\x1b" not in ran.err
+
+
+def test_through_the_template_with_a_system_message(run: Run, alphabet: Path) -> None:
+    ran = run("generate", "go", "-m", alphabet, "--max-tokens", "4", "--system", "S")
+    assert (ran.code, ran.out) == (0, "abcd\n")
+    assert "prompt 6 tok" in ran.err and "cut at the token limit" in ran.err
+
+
+def test_a_prompt_from_standard_input_loses_only_its_last_line_end(run: Run, alphabet: Path) -> None:
+    ran = run("generate", "-", "-m", alphabet, "--raw", "--max-tokens", "2", "--json", stdin=b"a\nc\r\n")
+    assert only_json(ran.out)[0]["prompt_tokens"] == 3
+    assert only_json(ran.out)[0]["text"] == "de"
+
+
+def test_generate_json(run: Run, alphabet: Path) -> None:
+    ran = run("generate", "u", "-m", alphabet, "--raw", "--seed", "7", "--json")
+    [shown] = only_json(ran.out)
+    assert (ran.code, ran.err) == (0, "")
+    assert shown.keys() == GENERATE and shown["timings"].keys() == TIMINGS and shown["receipt"].keys() == RECEIPT
+    assert shown["text"] == "vwxyz" and shown["finish_reason"] == "stop" and shown["receipt"]["seed"] == 7
+
+
+def test_generate_json_with_all_there_is(run: Run, alphabet: Path) -> None:
+    line = """generate u --raw --json --n 2 --logprobs 1 --temperature 1 --top-k 40 --top-p 0.9 --min-p 0.01 --seed 3
+        --repetition-penalty 1.1 --presence-penalty 0.1 --frequency-penalty 0.1 --min-tokens 2 --max-tokens 5
+        --stop zz --stop yy --ignore-eos --context 64 --kv f32 --threads 1"""
+    [shown] = only_json(run(*line.split(), "-m", alphabet).out)
+    assert shown.keys() == GENERATE | {"outputs", "logprobs"}
+    assert [output["index"] for output in shown["outputs"]] == [0, 1]
+    assert len(shown["outputs"][1]["logprobs"]) == 5
+    assert shown["outputs"][0]["logprobs"][0].keys() == {"token_id", "logprob", "rank", "top"}
+
+
+def test_several_answers_are_numbered(run: Run, alphabet: Path) -> None:
+    ran = run("generate", "u", "-m", alphabet, "--raw", "--n", "2")
+    assert ran.out == "[1] vwxyz\n[2] vwxyz\n"
+
+
+def test_the_seed_in_the_receipt_repeats_the_answer(run: Run, alphabet: Path) -> None:
+    args = ["generate", "q", "-m", alphabet, "--raw", "--temperature", "1", "--max-tokens", "12", "--json"]
+    [first] = only_json(run(*args).out)
+    [again] = only_json(run(*args, "--seed", str(first["receipt"]["seed"])).out)
+    assert first["token_ids"] == again["token_ids"]
+
+
+def test_a_model_without_a_template_goes_on_from_the_prompt(run: Run, tmp_path: Path) -> None:
+    bare = write_alphabet(tmp_path / "bare.gguf", template=False)
+    ran = run("generate", "u", "-m", bare)
+    assert ran.out == "vwxyz\n" and ran.err.startswith("note: this model has no chat template")
+    assert run("generate", "u", "-m", bare, "--raw").err.startswith("6 tokens")
+    assert run("generate", "u", "-m", bare, "--system", "S").code == 2
+
+
+def test_a_folder_works_and_its_code_is_left_alone(run: Run, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "folder")
+    (folder / "modeling_evil.py").write_text("raise SystemExit('never run')")
+    ran = run("generate", "u", "-m", folder)
+    assert (ran.code, ran.out) == (0, "abcdefghijklmnopqrstuvwxyz\n")
+    assert "ignored 1 Python file" in ran.err
+
+
+def test_naive_is_slow_and_right(run: Run, alphabet: Path) -> None:
+    assert run("generate", "q", "-m", alphabet, "--raw", "--naive").out == "rstuvwxyz\n"
+
+
+def test_settings_come_from_the_environment(run: Run, environ: dict[str, str], alphabet: Path) -> None:
+    environ |= {"LEGATO_MODEL": str(alphabet), "LEGATO_CONTEXT": "32", "LEGATO_COLOR": "always"}
+    ran = run("generate", "u", "--raw")
+    assert ran.out == "vwxyz\n" and ran.err.startswith("\x1b[2m6 tokens")
+    environ |= {"LEGATO_CONTEXT": "0"}
+    ran = run("generate", "u", "--raw")
+    assert ran.code == 2 and ran.err.startswith("error: LEGATO_CONTEXT='0'")
+
+
+def test_perplexity(run: Run, alphabet: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefghijklmnop" * 20)
+    ran = run("perplexity", text, "-m", alphabet, "--context", "64", "--json")
+    [shown] = only_json(ran.out)
+    assert shown.keys() == {"tokens", "nll", "perplexity"} and ran.code == 0
+    assert shown["tokens"] == 320 - 5 and 1 < shown["perplexity"] < 3
+    piped = run("perplexity", "-", "-m", alphabet, stdin=text.read_bytes())
+    assert piped.out.startswith("perplexity ") and f"windows of {CONTEXT}" in piped.err
+
+
+def test_check(run: Run, alphabet: Path) -> None:
+    ran = run("check", alphabet)
+    assert ran.code == 0 and "family    llama" in ran.out and "backend   reference: runs it" in ran.out
+    [shown] = only_json(run("check", alphabet, "--json").out)
+    wanted = {"family", "layers", "roles", "weight_bytes", "kv_bytes_per_token", "backends", "tokenizer", "digest"}
+    assert wanted <= shown.keys()
+    assert set(shown["backends"]) == {"native", "reference"}
+
+
+def test_models(run: Run) -> None:
+    [shown] = only_json(run("models", "--json").out)
+    assert shown["name"] == "smollm2-135m" and shown["path"] is None and shown["default"]
+    ran = run("models")
+    assert "smollm2-135m  98 MB  Apache-2.0" in ran.out and "not here yet" in ran.out
+
+
+def test_doctor(run: Run, environ: dict[str, str]) -> None:
+    environ |= {"LEGATO_THRAEDS": "2"}
+    ran = run("doctor", "--json")
+    found = only_json(ran.out)
+    assert ran.code == 0
+    subjects = {"legato", "native library", "cpu", "memory", "huge pages", "cache folder", "model", "extra"}
+    assert subjects <= {f["name"] for f in found}
+    assert all(f.keys() == {"name", "status", "text", "fix"} for f in found)
+    assert all(f["fix"] for f in found if f["status"] != "ok")
+    said = [f["text"] for f in found if f["name"] == "setting"]
+    assert "backend=reference from LEGATO_BACKEND" in said
+    assert any("LEGATO_THRAEDS" in text for text in said)
+
+
+def test_doctor_fails_where_nothing_can_be_kept(run: Run, environ: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    environ |= {"LEGATO_CACHE_DIR": str(tmp_path / "file" / "cache")}
+    ran = run("doctor")
+    assert ran.code == 1 and "bad   cache folder" in ran.out
+
+
+def test_calibrate(run: Run) -> None:
+    [shown] = only_json(run("calibrate", "--seconds", "0.01", "--threads", "2", "--json").out)
+    assert shown.keys() == {"isa", "threads", "read_gb_s", "int8_tops", "bf16_tflops", "step_overhead_us"}
+    assert shown["read_gb_s"].keys() == {"1", "all"} and shown["read_gb_s"]["1"] > 0.1
+
+
+def test_bench_decode(run: Run, alphabet: Path, tmp_path: Path) -> None:
+    args = ["bench", "decode", "-m", alphabet, "--depths", "0,20", "--decode", "6", "--json", "--save", tmp_path]
+    ran = run(*args)
+    rows = only_json(ran.out)
+    assert ran.code == 0 and [row["depth"] for row in rows] == [0, 20]
+    assert all(row.keys() == DECODE and row["decode_tok_s"] > 0 for row in rows)
+    assert rows[1]["bytes_per_step"] - rows[0]["bytes_per_step"] == 19 * 2 * 2 * 64 * 4
+    [saved] = tmp_path.glob("decode_*.json")
+    record = json.loads(saved.read_text())
+    assert {"what", "date", "command", "version", "commit", "machine", "settings", "rows"} == record.keys()
+    assert record["rows"] == rows
+
+
+def test_bench_cache(run: Run, alphabet: Path) -> None:
+    ran = run("bench", "cache", "-m", alphabet, "--tokens", "20", "--runs", "2", "--prompt", "abc", "--json")
+    [shown] = only_json(ran.out)
+    assert ran.code == 0 and "all wrote the same tokens" in ran.err
+    assert {"with", "without", "ratio", "first_difference"} <= shown.keys()
+    assert shown["with"].keys() == shown["without"].keys() == {"mean_s", "std_s"}
+    assert shown["first_difference"] is None and shown["prompt_tokens"] == 3
+    plain = run("bench", "cache", "-m", alphabet, "--tokens", "3", "--runs", "1")
+    assert plain.out.splitlines()[-1].startswith("ratio")
+
+
+def test_bench_offline(run: Run, alphabet: Path) -> None:
+    args = ["bench", "offline", "-m", alphabet, "-n", "5", "--prompt", "12", "--decode", "4", "--json"]
+    [shown] = only_json(run(*args).out)
+    assert {"out_tok_s", "seconds", "prefill_s", "decode_s"} <= shown.keys() and shown["cached_tokens"] == 0
+    assert shown["seconds"] >= shown["prefill_s"] + shown["decode_s"] > 0
+    [shared] = only_json(run(*args, "--shared-prefix", "48").out)
+    assert shared["cached_tokens"] == 5 * 48
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["bench", "decode", "--depths", "0,200"],
+        ["bench", "decode", "--depths", "a"],
+        ["bench", "decode", "--depths", "-1"],
+        ["bench", "cache", "--tokens", "500"],
+        ["bench", "cache", "--tokens", "0"],
+        ["bench", "cache", "--prompt", ""],
+        ["bench", "offline", "--prompt", "200"],
+        ["bench", "offline", "-n", "0"],
+        ["bench", "nothing"],
+        ["bench", "cache", "--tokens", "2", "--runs", "1", "--save", "/no/such/folder/x.json"],
+    ],
+)
+def test_impossible_measurements_are_refused_before_they_start(run: Run, alphabet: Path, args: list[str]) -> None:
+    ran = run(*args, "-m", alphabet) if args[1] != "nothing" else run(*args)
+    assert ran.code == 2 and len(ran.err.splitlines()) <= 2 and "error: " in ran.err
