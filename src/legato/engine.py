@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Collection, Set
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Protocol
@@ -35,7 +35,7 @@ class Runner(Protocol):
     def run(self, plan: Plan) -> SequenceOf[SliceResult]:
         """One result a slice, in the plan's order. A fault of one sequence is its result's `error`, no exception."""
 
-    def forget(self, seq_ids: Iterable[int]) -> None:
+    def forget(self, seq_ids: Collection[int]) -> None:
         """These sequences have ended (some may never have run): drop what is kept for them."""
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from legato.core.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen: that would treble the time to make one, and steps make many
 class Slice:
-    """Advance `seq` over tokens [start, start + length) of token_ids + draft_ids.
+    """Advance `seq` over tokens [start, start + length) of token_ids + draft_ids. Nobody changes one.
 
     num_logits  how many trailing rows need logits: 0 in the middle of a prompt, 1 at its end,
                 1 + drafts for verification, up to `length` where prompt logprobs are still to be delivered

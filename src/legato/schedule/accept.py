@@ -15,9 +15,9 @@ from legato.core.sequence import FinishReason, Sequence
 def is_stop(seq: Sequence, token_id: int, eos_ids: Set[int]) -> bool:
     """Whether `token_id`, coming next, ends the answer. min_tokens counts the tokens before the one that stops."""
     params = seq.request.params
-    if seq.num_output_tokens < params.min_tokens:
-        return False
-    return token_id in params.stop_token_ids or (token_id in eos_ids and not params.ignore_eos)
+    if token_id in params.stop_token_ids or (token_id in eos_ids and not params.ignore_eos):
+        return seq.num_output_tokens >= params.min_tokens
+    return False
 
 
 def accept(piece: Slice, result: SliceResult, eos_ids: Set[int]) -> Event:

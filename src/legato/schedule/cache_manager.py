@@ -40,16 +40,9 @@ class CacheManager:
 
     def __init__(self, num_pages: int, page_size: int, share: bool = True) -> None:
         self._share = share
+        self.num_pages, self.page_size = num_pages, page_size
         self._pool = PagePool(num_pages, page_size)
         self._tree = PrefixTree(page_size)
-
-    @property
-    def page_size(self) -> int:
-        return self._pool.page_size
-
-    @property
-    def num_pages(self) -> int:
-        return self._pool.num_pages
 
     @property
     def num_available(self) -> int:
@@ -73,9 +66,9 @@ class CacheManager:
 
     def grow(self, seq: Sequence, num_tokens: int) -> bool:
         """Pages for the first `num_tokens` tokens, evicting cached ones where needed; False (no change) if short."""
-        missing = pages_for(num_tokens, self.page_size) - len(seq.pages)
-        if missing <= 0:
+        if num_tokens <= len(seq.pages) * self.page_size:
             return True
+        missing = pages_for(num_tokens, self.page_size) - len(seq.pages)
         if missing > self.num_available:
             return False
         for _ in range(missing):

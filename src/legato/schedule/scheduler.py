@@ -5,7 +5,7 @@ Knows: sequences, pages, priorities, a budget of tokens. Does not know: arrays, 
 There are no phases. A sequence has `num_computed_tokens` and `num_tokens`; every step lets the first catch up with the
 second. A step is filled in this order, under a budget of rows:
 
-    1. running sequences with one certain token to go (streams), one row each, then their drafts
+    1. running sequences with one certain token to go (streams), one row each; then their drafts
     2. running sequences with more to go (prompts, or coming back after preemption), in chunks
     3. waiting sequences, if nobody had to be preempted
 
@@ -55,11 +55,14 @@ class _Draft:
         self.left = max_tokens
 
     def add(self, seq: Sequence, length: int) -> None:
+        """The next `length` rows of `seq`, instead of what was planned for it so far."""
         start = seq.num_computed_tokens
         end = start + length
-        num_logits = max(0, end - max(start, seq.first_logit_row))
+        first = seq.first_logit_row
+        num_logits = 0 if end <= first else end - max(start, first)
+        planned = self.slices.get(seq.seq_id)
+        self.left += (planned.length if planned else 0) - length
         self.slices[seq.seq_id] = Slice(seq, start, length, num_logits)
-        self.left -= length
 
     def drop(self, seq: Sequence) -> None:
         piece = self.slices.pop(seq.seq_id, None)
@@ -85,7 +88,7 @@ class Scheduler:
         self._next_id = 0
         self._waiting: list[tuple[int, int, Sequence]] = []
         self._parked: dict[int, list[Sequence]] = {}
-        self._running: dict[int, Sequence] = {}
+        self._running: dict[int, Sequence] = {}  # in the order of `_order`
         self._live: dict[str, list[Sequence]] = {}
         self._flying = Plan()
         self._landing: list[Sequence] = []
@@ -136,8 +139,9 @@ class Scheduler:
             self._next_id += 1
         self._live[request.request_id] = seqs.copy()
         self._enqueue(seqs[0])
-        self._parked[seqs[0].seq_id] = seqs[1:]
-        self._unpark(seqs[0])
+        if len(seqs) > 1:
+            self._parked[seqs[0].seq_id] = seqs[1:]
+            self._unpark(seqs[0])
         return [seq.seq_id for seq in seqs]
 
     def abort(
@@ -153,7 +157,7 @@ class Scheduler:
 
     def offer(self, drafts: Mapping[int, SequenceOf[int]]) -> None:
         """Pending guesses for sequences that are `ready`; too many are cut, unknown ones ignored."""
-        for seq in self.ready:
+        for seq in self.ready if drafts else ():
             room = seq.max_length - len(seq.token_ids) - 1
             seq.draft_ids = list(drafts.get(seq.seq_id, ()))[:room]
 
@@ -163,13 +167,14 @@ class Scheduler:
         """The next step. Never empty while anything runs or waits."""
         assert not self._flying, "commit or abandon the last plan first"
         draft, preempted = _Draft(self.limits.max_tokens), self.num_preemptions
-        order = sorted(self._running.values(), key=_order)
-        streams = [seq for seq in order if seq.num_computed_tokens == len(seq.token_ids) - 1]
-        for i, seq in enumerate(streams):
-            self._plan_stream(draft, seq, others=len(order) - i - 1)
+        order = tuple(self._running.values())
+        for seq in order:
+            if seq.num_computed_tokens == len(seq.token_ids) - 1:
+                self._plan_rows(draft, seq, 1)
+        self._plan_drafts(draft)
         for seq in order:
             if seq.seq_id not in draft.slices:
-                self._plan_chunk(draft, seq)
+                self._plan_rows(draft, seq, self._chunk(draft, seq))
         if self.num_preemptions == preempted:
             self._admit(draft, now)
         self._flying = Plan(tuple(draft.slices.values()))
@@ -198,23 +203,23 @@ class Scheduler:
 
     # -- filling a step -------------------------------------------------------------------------------------------
 
-    def _plan_stream(self, draft: _Draft, seq: Sequence, others: int) -> None:
-        """One row, and drafts if rows are left once the `others` still to be planned have one each."""
-        if seq.seq_id not in self._running:
-            return
-        del seq.draft_ids[max(0, draft.left - 1 - others) :]
-        if seq.draft_ids and not self.cache.grow(seq, seq.num_tokens):
-            seq.draft_ids.clear()
-        if self._make_room(draft, seq, seq.num_tokens):
-            draft.add(seq, seq.num_tokens - seq.num_computed_tokens)
-
-    def _plan_chunk(self, draft: _Draft, seq: Sequence) -> None:
-        """As many rows as the budget gives."""
-        if seq.seq_id not in self._running:
-            return
-        length = self._chunk(draft, seq)
-        if length > 0 and self._make_room(draft, seq, seq.num_computed_tokens + length):
+    def _plan_rows(self, draft: _Draft, seq: Sequence, length: int) -> None:
+        """`length` rows of a running sequence, unless it had to give way to one planned earlier or gives way now."""
+        running = seq.seq_id in self._running and length > 0
+        if running and self._make_room(draft, seq, seq.num_computed_tokens + length):
             draft.add(seq, length)
+
+    def _plan_drafts(self, draft: _Draft) -> None:
+        """Guesses of the streams planned so far, as rows and pages allow; nobody waits or gives way for a guess."""
+        spare = draft.left - (self.num_running - len(draft.slices))
+        for seq in [piece.seq for piece in draft.slices.values() if piece.seq.draft_ids]:
+            slots = (len(seq.pages) + self.cache.num_available) * self.limits.page_size
+            del seq.draft_ids[max(0, min(spare, slots - len(seq.token_ids))) :]
+            if seq.draft_ids:
+                grown = self.cache.grow(seq, seq.num_tokens)
+                assert grown
+                draft.add(seq, 1 + len(seq.draft_ids))
+                spare -= len(seq.draft_ids)
 
     def _chunk(self, draft: _Draft, seq: Sequence) -> int:
         """Rows that `seq` may have in this step; at least one when nothing else is planned."""
@@ -231,7 +236,7 @@ class Scheduler:
                 return
             length = max(1, self._chunk(draft, seq))  # asked again: a matched prefix changes what a row costs
             del self._waiting[0]
-            self._running[seq.seq_id] = seq
+            self._running = {s.seq_id: s for s in sorted([*self._running.values(), seq], key=_order)}
             if seq.num_preemptions == 0:
                 seq.num_cached_tokens = seq.num_computed_tokens
                 seq.marks["scheduled"] = now
@@ -299,8 +304,7 @@ class Scheduler:
     def _take_in(self, piece: Slice, result: SliceResult, now: float) -> None:
         seq = piece.seq
         event = accept(piece, result, self._eos_ids)
-        if event.error is None:
-            self.cache.commit(seq)
+        self.cache.commit(seq)
         if event.token_ids:
             seq.marks.setdefault("first_token", now)
             if not self._use_cache:
@@ -345,8 +349,10 @@ class Scheduler:
 
     def _unpark(self, leader: Sequence) -> None:
         """Lets the followers of `leader` queue once all they could share is computed, or will not be."""
+        if leader.seq_id not in self._parked:
+            return
         size = self.limits.page_size
         shareable = (leader.num_prompt_tokens - 1) // size if self._use_cache else 0
-        if leader.seq_id in self._parked and (leader.finished or leader.num_computed_tokens // size >= shareable):
+        if leader.finished or leader.num_computed_tokens // size >= shareable:
             for seq in self._parked.pop(leader.seq_id):
                 self._enqueue(seq)

@@ -1,0 +1,106 @@
+"""The tests can fail: each fault below, put into a copy of the sources, is caught at once.
+
+A mutant is a piece of text that occurs exactly once in a file, what stands there instead, and who must notice.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+SOURCES = TESTS.parents[1] / "src" / "legato"
+WORLDS = "import logging; logging.disable(50); from worlds import run_world; [run_world(seed) for seed in range(400)]"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str
+    old: str
+    new: str
+    noticed_by: str = "worlds"
+
+
+POOL, TREE, CACHE, PLAN, ACCEPT = (
+    f"schedule/{name}.py" for name in ("page_pool", "prefix_tree", "cache_manager", "scheduler", "accept")
+)
+MUTANTS = [
+    Mutant("slot mapping one page off", "page_echo.py", "seq.pages[position //", "seq.pages[-1 - position //"),
+    Mutant("slot mapping one slot off", "page_echo.py", "+ position % self", "+ (position + 1) % self"),
+    Mutant("publish a page that is not full", CACHE, "full = seq.num_computed_tokens", "full = (seq.num_tokens + 1)"),
+    Mutant("publish what was only planned", CACHE, "full = seq.num_computed_tokens", "full = seq.num_tokens"),
+    Mutant("publish under the wrong parent", CACHE, "parent = self._tree.at(seq.pages[first - 1]) if first else None",
+           "parent = None"),
+    Mutant("keep what a failed sequence computed", PLAN, "keep=event.error is None", "keep=True", "test_scheduler"),
+    Mutant("no release at the end", PLAN, "self.cache.release(seq, keep=event.error is None)", "pass"),
+    Mutant("no release when preempted", PLAN, "self.cache.release(seq)\n        seq.draft_ids.clear()",
+           "seq.num_computed_tokens = 0\n        seq.draft_ids.clear()"),
+    Mutant("no release after a step in flight", PLAN, "for seq in self._landing:", "for seq in ():"),
+    Mutant("release in the middle of a step", PLAN, "any(piece.seq is seq for piece in self._flying.slices)", "False"),
+    Mutant("free twice", CACHE, "left = self._pool.drop(page)", "self._pool.drop(page); left = self._pool.drop(page)"),
+    Mutant("a copy given up is never freed", CACHE, "self._pool.drop(own)", "pass"),
+    Mutant("a copy joined is never held", CACHE, "                self._use(parent.page)\n", ""),
+    Mutant("an evicted page is never freed", CACHE, "self._pool.drop(self._tree.evict())", "self._tree.evict()"),
+    Mutant("evict what is in use", CACHE, "self._tree.wake(node)", "pass"),
+    Mutant("evict the most recent first", TREE, "popitem(last=False)", "popitem(last=True)"),
+    Mutant("evict parents before children", CACHE, "in reversed(seq.pages)", "in list(seq.pages)"),
+    Mutant("idle pages in any order", TREE, "self._idle[node.page] = node",
+           "self._idle[node.page] = node; self._idle.move_to_end(node.page, node.page % 2 == 0)"),
+    Mutant("match the last token too", CACHE, "seq.first_logit_row // self", "len(seq.token_ids) // self"),
+    Mutant("match a page too many", CACHE, "most = seq.first_logit_row // self.page_size",
+           "most = -(-seq.first_logit_row // self.page_size)"),
+    Mutant("match without holding", CACHE, "            self._use(node.page)\n            seq", "            seq"),
+    Mutant("salts ignored", CACHE, "self._tree.walk(seq.request.salt,", 'self._tree.walk("",', "test_prefix_cache"),
+    Mutant("prompt logprobs from the cache", "core/sequence.py", "return self.num_prompt_logprobs\n",
+           "return len(self.token_ids) - 1\n"),
+    Mutant("drafts not rewound", ACCEPT, "-= len(seq.draft_ids) - (len(result.token_ids) - 1)", "-= 0"),
+    Mutant("drafts rewound one too far", ACCEPT, "(len(result.token_ids) - 1)", "(len(result.token_ids) - 2)",
+           "test_scheduler"),
+    Mutant("drafts kept when preempted", PLAN, "        seq.draft_ids.clear()\n", ""),
+    Mutant("drafts past the end", PLAN, "seq.max_length - len(seq.token_ids) - 1", "seq.max_length",
+           "test_scheduler"),
+    Mutant("a stop token ignored", ACCEPT, "if stops:", "if stops and taken > 1:"),
+    Mutant("min_tokens one short", ACCEPT, ">= params.min_tokens", "> params.min_tokens"),
+    Mutant("one token too many", ACCEPT, ">= seq.max_length", "> seq.max_length"),
+    Mutant("a chunk starts one late", PLAN, "        start = seq.num_computed_tokens\n",
+           "        start = seq.num_computed_tokens + 1\n"),
+    Mutant("computed again from the wrong place", CACHE, "pages.clear()\n        seq.num_computed_tokens = 0\n",
+           "pages.clear()\n"),
+    Mutant("naive decoding that remembers", PLAN, "if not self._use_cache:", "if False:", "test_scheduler"),
+    Mutant("siblings never let go", PLAN, "        self._unpark(seq)\n        if event", "        if event",
+           "test_scheduler"),
+    Mutant("an aborted one is committed", PLAN, "if not piece.seq.finished:", "if piece.seq:"),
+    Mutant("preempted without end", PLAN, "MAX_PREEMPTIONS = 8", "MAX_PREEMPTIONS = 10**9", "test_progress"),
+    Mutant("pinned ones admitted blindly", PLAN, "if self._is_pinned(seq):", "if False:", "test_scheduler"),
+    Mutant("admitted without room", PLAN, "if needed <= available:", "if True:"),
+    Mutant("admitted after a preemption", PLAN, "if self.num_preemptions == preempted:", "if True:", "test_scheduler"),
+    Mutant("the runner is not told", "engine.py", "self._runner.forget(ended)", "pass"),
+    Mutant("an interrupt leaves the plan in flight", "engine.py", "self.scheduler.abandon(plan)", "pass",
+           "test_engine_loop"),
+    Mutant("a fault fails everybody", "engine.py", "except Exception as error:", "except ImportError as error:"),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name.replace(" ", "-"))
+def test_a_fault_is_noticed(mutant: Mutant, tmp_path: Path) -> None:
+    shutil.copytree(SOURCES, tmp_path / "legato", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for source in TESTS.glob("*.py"):
+        shutil.copy(source, tmp_path)
+    path = tmp_path / mutant.file if (tmp_path / mutant.file).exists() else tmp_path / "legato" / mutant.file
+    text = path.read_text()
+    assert text.count(mutant.old) == 1, f"{mutant.file} holds this text {text.count(mutant.old)} times: {mutant.old}"
+    path.write_text(text.replace(mutant.old, mutant.new))
+    tests = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"{mutant.noticed_by}.py"]
+    command = [sys.executable, *(["-c", WORLDS] if mutant.noticed_by == "worlds" else tests)]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, f"nobody noticed: {mutant.name}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    assert "SyntaxError" not in done.stderr and "ImportError" not in done.stdout + done.stderr

@@ -1,0 +1,509 @@
+"""What one step carries, who goes first, who gives way, and how an answer ends: the scheduler's promises one by one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from legato.core.events import Event
+from legato.core.plan import Plan, Slice, SliceResult, TokenLogprobs
+from legato.core.request import Request, SamplingParams
+from legato.core.sequence import FinishReason
+from legato.errors import CapacityError, RequestError, UsageError
+from legato.schedule.limits import Limits
+from legato.schedule.scheduler import MAX_PREEMPTIONS, Scheduler
+
+EOS = 99
+
+
+def scheduler(
+    num_pages: int = 100,
+    page_size: int = 4,
+    max_tokens: int = 16,
+    max_seqs: int = 8,
+    context_length: int = 200,
+    use_cache: bool = True,
+    budget: Callable[[Sequence[Slice], object], int] | None = None,
+) -> Scheduler:
+    limits = Limits(num_pages, page_size, max_tokens, max_seqs, context_length)
+    return Scheduler(limits, eos_ids={EOS}, use_cache=use_cache, budget=budget)
+
+
+def ask(name: str, prompt: int | Sequence[int] = 3, **fields: object) -> Request:
+    """A request of `prompt` tokens that nobody else has (or of these very tokens)."""
+    own = 1000 * sum(map(ord, name))
+    ids = tuple(range(own, own + prompt)) if isinstance(prompt, int) else tuple(prompt)
+    priority, salt = fields.pop("priority", 0), fields.pop("salt", "")
+    return Request(name, ids, SamplingParams(**fields), priority=priority, salt=salt)  # type: ignore[arg-type]
+
+
+def land(sched: Scheduler, plan: Plan, tokens: Callable[[Slice], list[int]] = lambda piece: [7]) -> list[Event]:
+    """Commits `plan` with `tokens` for each slice that reaches its sequence's end."""
+    results = [SliceResult(tokens(s) if s.end == s.seq.num_tokens else []) for s in plan.slices]
+    events = sched.commit(plan, results, 0.0)
+    sched.check()
+    return events
+
+
+def step(sched: Scheduler, tokens: Callable[[Slice], list[int]] = lambda piece: [7]) -> tuple[Plan, list[Event]]:
+    plan = sched.schedule(0.0)
+    return plan, land(sched, plan, tokens)
+
+
+def shape(plan: Plan) -> list[tuple[str, int, int, int]]:
+    return [(s.seq.request.request_id, s.start, s.length, s.num_logits) for s in plan.slices]
+
+
+# -- filling a step ---------------------------------------------------------------------------------------------------
+
+
+def test_a_long_prompt_goes_in_chunks_and_only_its_last_row_needs_logits() -> None:
+    sched = scheduler(max_tokens=16)
+    sched.add(ask("a", 40), 0.0)
+    shapes = [shape(step(sched)[0])[0][1:] for _ in range(4)]
+    assert shapes == [(0, 16, 0), (16, 16, 0), (32, 8, 1), (40, 1, 1)]
+
+
+def test_streams_go_before_prompts_and_the_rest_of_the_step_is_prompt() -> None:
+    sched = scheduler(max_tokens=16)
+    sched.add(ask("stream", 3), 0.0)
+    step(sched)
+    sched.add(ask("long", 40, priority=-5), 0.0)
+    plans = [shape(step(sched)[0]) for _ in range(3)]
+    assert plans == [
+        [("stream", 3, 1, 1), ("long", 0, 15, 0)],
+        [("stream", 4, 1, 1), ("long", 15, 15, 0)],
+        [("stream", 5, 1, 1), ("long", 30, 10, 1)],
+    ]
+
+
+def test_the_budget_is_asked_with_the_plan_so_far_and_is_kept() -> None:
+    seen = []
+
+    def budget(planned: Sequence[Slice], seq: object) -> int:
+        seen.append(sum(s.length for s in planned))
+        return 5 if planned else 100
+
+    sched = scheduler(max_tokens=16, budget=budget)
+    sched.add(ask("a", 2), 0.0)
+    step(sched)
+    sched.add(ask("b", 30), 0.0)
+    assert shape(step(sched)[0]) == [("a", 2, 1, 1), ("b", 0, 5, 0)], "beside a stream: what the budget says"
+    assert 1 in seen
+    sched.abort("a", 0.0)
+    assert shape(step(sched)[0]) == [("b", 5, 16, 0)], "alone: as much as the step holds"
+
+
+def test_a_budget_of_nothing_still_lets_a_lone_prompt_advance() -> None:
+    sched = scheduler(budget=lambda planned, seq: -3)
+    sched.add(ask("a", 3), 0.0)
+    assert [shape(step(sched)[0]) for _ in range(2)] == [[("a", 0, 1, 0)], [("a", 1, 1, 0)]]
+
+
+def test_waiting_sequences_come_by_priority_then_arrival_and_nobody_overtakes() -> None:
+    sched = scheduler(max_seqs=2, num_pages=12)
+    for name, length, priority in (("late", 4, 1), ("big", 38, 0), ("first", 4, 0), ("urgent", 4, -1)):
+        sched.add(ask(name, length, priority=priority, max_tokens=2), 0.0)
+    assert [s[0] for s in shape(step(sched)[0])] == ["urgent", "big"]
+    sched = scheduler(max_seqs=8, num_pages=12)
+    sched.add(ask("running", 20, max_tokens=20), 0.0)
+    step(sched)
+    sched.add(ask("big", 38, max_tokens=2), 0.0)
+    sched.add(ask("small", 2, max_tokens=2), 0.0)
+    for _ in range(5):
+        assert [s[0] for s in shape(step(sched)[0])] == ["running"], "small waits behind big"
+
+
+def test_every_running_sequence_gets_a_row_even_when_others_bring_many_drafts() -> None:
+    sched = scheduler(max_tokens=4, max_seqs=8)
+    for name in "abc":
+        sched.add(ask(name, 1), 0.0)
+    step(sched)
+    sched.offer({seq.seq_id: [5] * 9 for seq in sched.ready})
+    assert shape(sched.schedule(0.0)) == [("a", 1, 2, 2), ("b", 1, 1, 1), ("c", 1, 1, 1)]
+
+
+def test_more_sequences_than_rows_wait_their_turn() -> None:
+    sched = scheduler(max_tokens=2, max_seqs=8)
+    for name in "abc":
+        sched.add(ask(name, 1, max_tokens=2), 0.0)
+    assert [s[0] for s in shape(step(sched)[0])] == ["a", "b"]
+    step(sched)
+    assert [s[0] for s in shape(step(sched)[0])] == ["c"]
+
+
+# -- drafts -----------------------------------------------------------------------------------------------------------
+
+
+def test_accepted_drafts_advance_and_failed_ones_are_rewound() -> None:
+    sched = scheduler()
+    sched.add(ask("a", 3), 0.0)
+    step(sched)
+    (seq,) = sched.ready
+    sched.offer({seq.seq_id: [10, 11, 12]})
+    plan, events = step(sched, lambda piece: [10, 11, 50])
+    assert shape(plan) == [("a", 3, 4, 4)]
+    assert events[0].token_ids == [10, 11, 50]
+    assert (seq.num_computed_tokens, len(seq.token_ids), seq.draft_ids) == (6, 7, [])
+
+
+def test_drafts_never_reach_past_the_answers_end() -> None:
+    sched = scheduler()
+    sched.add(ask("a", 3, max_tokens=4), 0.0)
+    step(sched)
+    (seq,) = sched.ready
+    sched.offer({seq.seq_id: [5] * 9, 12345: [1]})
+    assert seq.draft_ids == [5, 5]
+    _, events = step(sched, lambda piece: [5, 5, 5])
+    assert events[0].finish_reason is FinishReason.LENGTH and events[0].token_ids == [5, 5, 5]
+
+
+def test_a_sequence_with_one_token_left_takes_no_drafts() -> None:
+    sched = scheduler()
+    sched.add(ask("a", 3, max_tokens=2), 0.0)
+    step(sched)
+    assert sched.ready == []
+
+
+def test_tokens_accepted_past_a_stop_are_dropped_with_their_logprobs() -> None:
+    sched = scheduler()
+    sched.add(ask("a", 3, logprobs=0), 0.0)
+    step(sched)
+    sched.offer({0: [10, EOS, 12]})
+    plan = sched.schedule(0.0)
+    logprobs = [TokenLogprobs(t, -1.0, 1) for t in (10, EOS, 12, 13)]
+    (event,) = sched.commit(plan, [SliceResult([10, EOS, 12, 13], logprobs)], 0.0)
+    assert event.token_ids == [10, EOS] and event.logprobs == logprobs[:2]
+    assert (event.finish_reason, event.stop_token_id) == (FinishReason.STOP, EOS)
+    sched.check()
+
+
+def test_drafts_give_way_before_anybody_is_preempted() -> None:
+    sched = scheduler(num_pages=7, page_size=1, max_tokens=16)
+    for name in "ab":
+        sched.add(ask(name, 2, max_tokens=5), 0.0)
+    step(sched)
+    sched.offer({seq.seq_id: [5, 5, 5] for seq in sched.ready})
+    assert shape(sched.schedule(0.0)) == [("a", 2, 2, 2), ("b", 2, 1, 1)]
+    assert sched.num_preemptions == 0
+
+
+# -- sharing ----------------------------------------------------------------------------------------------------------
+
+
+def test_siblings_wait_for_the_prompt_and_then_share_its_full_pages() -> None:
+    sched = scheduler(max_tokens=8)
+    sched.add(ask("a", 17, n=3, temperature=1.0), 0.0)
+    sched.add(ask("b", 2), 0.0)
+    plans = [shape(step(sched)[0]) for _ in range(3)]
+    assert plans[0] == [("a", 0, 8, 0)]
+    assert plans[1] == [("a", 8, 8, 0)]
+    assert plans[2] == [("a", 16, 1, 1), ("a", 16, 1, 1), ("a", 16, 1, 1), ("b", 0, 2, 1)]
+    report = sched.cache.report()
+    assert report.in_use == 4 + 3 + 1, "four pages shared by three, one of its own each, one of b's"
+
+
+def test_siblings_of_an_aborted_first_answer_go_on_without_it() -> None:
+    sched = scheduler(max_tokens=8)
+    sched.add(ask("a", 17, n=2, max_tokens=1), 0.0)
+    step(sched)
+    sched.abort("a", 0.0, index=0)
+    events = [event for _ in range(3) for event in step(sched)[1]]
+    assert [(e.index, e.finish_reason) for e in events] == [(0, FinishReason.ABORT), (1, FinishReason.LENGTH)]
+
+
+@pytest.mark.parametrize("salt, cached", [("", 8), ("other", 0)])
+def test_the_next_turn_of_a_chat_finds_prompt_and_answer_but_not_under_another_salt(salt: str, cached: int) -> None:
+    sched = scheduler()
+    sched.add(ask("a", range(100, 105), max_tokens=5), 0.0)
+    while sched.has_work:
+        step(sched)
+    sched.add(ask("b", [*range(100, 105), 7, 7, 7, 7, 7, 200], max_tokens=1, salt=salt), 0.0)
+    _, (event,) = step(sched)
+    assert event.usage is not None and event.usage.num_cached_tokens == cached
+
+
+def test_a_prompt_wholly_in_the_cache_still_computes_its_last_token() -> None:
+    sched = scheduler()
+    for name in "ab":
+        sched.add(ask(name, range(100, 108), max_tokens=1), 0.0)
+        plan, _ = step(sched)
+    assert shape(plan) == [("b", 4, 4, 1)]
+
+
+def test_prompt_logprobs_need_every_row_once() -> None:
+    sched = scheduler(max_tokens=6)
+    sched.add(ask("warm", range(100, 110), max_tokens=1), 0.0)
+    step(sched), step(sched)
+    sched.add(ask("a", range(100, 110), prompt_logprobs=0, n=2, max_tokens=3), 0.0)
+    got, shapes = [], []
+    for _ in range(3):
+        plan = sched.schedule(0.0)
+        results = []
+        for s in plan.slices:
+            rows = [r for r in range(s.end - s.num_logits, s.end) if r + 1 < 10]
+            prompt = [TokenLogprobs(s.seq.token_ids[r + 1], -1.0, 1) for r in rows]
+            results.append(SliceResult([7] if s.end == s.seq.num_tokens else [], prompt_logprobs=prompt))
+        shapes.append(shape(plan))
+        for event in sched.commit(plan, results, 0.0):
+            got += [(event.index, p.token_id) for p in event.prompt_logprobs or []]
+    assert shapes == [[("a", 0, 6, 6)], [("a", 6, 4, 4)], [("a", 10, 1, 1), ("a", 8, 2, 1)]]
+    assert got == [(0, t) for t in range(101, 110)], "of the first answer, each position once"
+
+
+def test_naive_decoding_visits_every_position_again() -> None:
+    """36 positions for 8 tokens, as the sum T(T+1)/2 says, and nothing is ever shared."""
+    sched = scheduler(use_cache=False)
+    sched.add(ask("a", 1, max_tokens=8), 0.0)
+    shapes = []
+    while sched.has_work:
+        shapes += shape(step(sched)[0])
+    assert [s[1:] for s in shapes] == [(0, k, 1) for k in range(1, 9)]
+    assert sum(s[2] for s in shapes) == 36
+    assert sched.cache.report().free == 100
+
+
+# -- how an answer ends -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields, token, reason",
+    [
+        ({}, EOS, FinishReason.STOP),
+        ({"ignore_eos": True}, EOS, None),
+        ({"stop_token_ids": (5,)}, 5, FinishReason.STOP),
+        ({"stop_token_ids": (5,), "ignore_eos": True}, 5, FinishReason.STOP),
+        ({"stop_token_ids": (5,), "min_tokens": 1}, 5, None),
+        ({"min_tokens": 1}, EOS, None),
+        ({"max_tokens": 1}, 6, FinishReason.LENGTH),
+        ({"max_tokens": 1}, EOS, FinishReason.STOP),
+    ],
+)
+def test_the_first_token_ends_the_answer_or_does_not(
+    fields: dict[str, object], token: int, reason: FinishReason | None
+) -> None:
+    sched = scheduler()
+    sched.add(ask("a", 3, **fields), 0.0)
+    _, (event,) = step(sched, lambda piece: [token])
+    assert event.finish_reason is reason and event.token_ids == [token]
+    assert event.stop_token_id == (token if reason is FinishReason.STOP else None)
+    assert (event.usage is None) == (reason is None)
+
+
+def test_an_answer_ends_at_the_contexts_end_whatever_was_asked() -> None:
+    for max_tokens in (None, 10**6):
+        sched = scheduler(context_length=20)
+        sched.add(ask("a", 15, max_tokens=max_tokens), 0.0)
+        events = [event for _ in range(5) for event in step(sched)[1]]
+        assert [e.finish_reason for e in events] == [None] * 4 + [FinishReason.LENGTH]
+
+
+def test_marks_tell_when_things_happened() -> None:
+    sched = scheduler(max_tokens=4)
+    clock = itertools.count(1)
+    sched.add(ask("a", 6, max_tokens=2), next(clock))
+    while sched.has_work:
+        plan = sched.schedule(next(clock))
+        results = [SliceResult([7] if s.end == s.seq.num_tokens else []) for s in plan.slices]
+        events = sched.commit(plan, results, next(clock))
+    assert events[0].usage is not None
+    assert events[0].usage.marks == {"arrived": 1, "scheduled": 2, "first_token": 5, "finished": 7}
+
+
+def test_an_error_ends_its_own_sequence_and_takes_its_pages_out_of_the_cache() -> None:
+    """What a broken sequence computed may be broken too: a retry must not find it."""
+    sched = scheduler()
+    sched.add(ask("good", 9), 0.0)
+    sched.add(ask("bad", range(100, 106)), 0.0)
+    step(sched)
+    plan = sched.schedule(0.0)
+    events = sched.commit(plan, [SliceResult([7]), SliceResult(error="not a number")], 0.0)
+    assert [(e.request_id, e.finish_reason, e.error) for e in events] == [
+        ("good", None, None),
+        ("bad", FinishReason.ERROR, "not a number"),
+    ]
+    sched.check()
+    sched.add(ask("again", range(100, 106), max_tokens=1), 0.0)
+    _, events = step(sched)
+    assert [e.usage.num_cached_tokens for e in events if e.usage is not None] == [0]
+
+
+def test_a_slice_that_should_have_brought_a_token_and_did_not_is_an_error() -> None:
+    sched = scheduler()
+    sched.add(ask("a", 3), 0.0)
+    _, (event,) = step(sched, lambda piece: [])
+    assert event.finish_reason is FinishReason.ERROR and event.error
+
+
+# -- leaving ----------------------------------------------------------------------------------------------------------
+
+
+def test_abort_while_waiting_running_parked_and_in_flight_frees_everything() -> None:
+    sched = scheduler(max_tokens=8, max_seqs=1)
+    sched.add(ask("run", 20, n=3), 0.0)
+    sched.add(ask("wait", 3), 0.0)
+    step(sched)
+    assert (sched.num_running, sched.num_waiting) == (1, 3)
+    sched.abort("wait", 0.0)
+    plan = sched.schedule(0.0)
+    sched.abort("run", 0.0)
+    sched.abort("run", 0.0)
+    sched.abort("nobody", 0.0)
+    sched.check()
+    assert sched.cache.report().in_use > 0, "the step in flight still writes these pages"
+    events = land(sched, plan)
+    assert sorted((e.request_id, e.index) for e in events) == [("run", 0), ("run", 1), ("run", 2), ("wait", 0)]
+    assert {e.finish_reason for e in events} == {FinishReason.ABORT}
+    assert sched.cache.report().in_use == 0 and not sched.has_work
+
+
+def test_an_abort_can_name_one_answer_and_another_reason() -> None:
+    sched = scheduler()
+    sched.add(ask("a", 3, n=2, max_tokens=2), 0.0)
+    step(sched)
+    sched.abort("a", 0.0, index=1, reason=FinishReason.STOP)
+    _, events = step(sched)
+    assert sorted((e.index, e.finish_reason) for e in events) == [(0, FinishReason.LENGTH), (1, FinishReason.STOP)]
+
+
+def test_ids_that_begin_alike_are_different_ids() -> None:
+    sched = scheduler()
+    for name in ("a", "ab", "abc"):
+        sched.add(ask(name, 3), 0.0)
+    sched.abort("a", 0.0)
+    assert [s[0] for s in shape(step(sched)[0])] == ["ab", "abc"]
+
+
+def test_an_abandoned_step_leaves_everything_where_it_was() -> None:
+    sched = scheduler(max_tokens=8)
+    sched.add(ask("a", 20), 0.0)
+    step(sched)
+    plan = sched.schedule(0.0)
+    before = shape(plan)
+    sched.abandon(plan)
+    sched.check()
+    assert shape(step(sched)[0]) == before == [("a", 8, 8, 0)]
+
+
+# -- when pages run out -----------------------------------------------------------------------------------------------
+
+
+def preempted(sched: Scheduler) -> list[str]:
+    """Steps until somebody is preempted; their names."""
+    for _ in range(40):
+        names = set(sched._live)
+        plan, _ = step(sched)
+        if sched.num_preemptions:
+            return sorted(names - {s.seq.request.request_id for s in plan.slices})
+    raise AssertionError("nobody was preempted")
+
+
+def test_the_least_important_gives_way_then_the_cheapest_then_the_latest() -> None:
+    def crowd(*who: tuple[str, int, int]) -> Scheduler:
+        sched = scheduler(num_pages=24, page_size=1, max_tokens=64)
+        for name, length, priority in who:
+            sched.add(ask(name, length, priority=priority, max_tokens=12), 0.0)
+        return sched
+
+    assert preempted(crowd(("a", 3, 0), ("low", 9, 1), ("c", 4, 0))) == ["low"]
+    assert preempted(crowd(("a", 7, 0), ("short", 3, 0), ("c", 6, 0))) == ["short"]
+    assert preempted(crowd(("a", 5, 0), ("b", 5, 0), ("last", 5, 0))) == ["last"]
+
+
+def test_a_preempted_sequence_finds_its_full_pages_again_and_repeats_no_token() -> None:
+    sched = scheduler(num_pages=11, page_size=2, max_tokens=64)
+    for name in "ab":
+        sched.add(ask(name, 4, max_tokens=16), 0.0)
+    told: dict[str, list[int]] = {"a": [], "b": []}
+    starts, count = [], itertools.count()
+    while sched.has_work:
+        waiting = sched.num_waiting
+        plan, events = step(sched, lambda piece: [next(count)])
+        starts += [s.start for s in plan.slices if s.seq.num_preemptions and waiting and not sched.num_waiting]
+        for event in events:
+            told[event.request_id] += event.token_ids
+    assert sched.num_preemptions >= 1 and starts and starts[0] >= 2
+    assert sorted(told["a"] + told["b"]) == list(range(32))
+
+
+def test_nobody_is_admitted_in_a_step_that_had_to_preempt() -> None:
+    sched = scheduler(num_pages=10, page_size=1, max_tokens=64)
+    for name in "ab":
+        sched.add(ask(name, 3, max_tokens=7), 0.0)
+    for _ in range(3):
+        step(sched)
+    assert sched.cache.report().in_use == 10
+    sched.add(ask("urgent", 1, priority=-1, max_tokens=1), 0.0)
+    assert [s[0] for s in shape(step(sched)[0])] == ["a"] and sched.num_preemptions == 1
+    assert [s[0] for s in shape(step(sched)[0])] == ["a", "urgent"]
+
+
+def test_a_pinned_sequence_comes_back_only_with_room_for_its_whole_life_and_then_stays() -> None:
+    sched = scheduler(num_pages=10, page_size=1, max_tokens=64)
+    for name in "abc":
+        sched.add(ask(name, 2, max_tokens=6, priority=5 if name < "c" else 0), 0.0)
+    for _, _, seq in sched._waiting:
+        seq.num_preemptions = MAX_PREEMPTIONS if seq.request.priority else 0
+    assert [s[0] for s in shape(step(sched)[0])] == ["c", "a"], "a and b may come to 7 pages each"
+    while sched.has_work:
+        plan, _ = step(sched)
+        names = [s.seq.request.request_id for s in plan.slices]
+        assert not ("a" in names and "b" in names) and all(s.seq.num_preemptions <= 8 for s in plan.slices)
+    assert sched.num_preemptions == 1, "c gave way, important as it is: the others cannot"
+
+
+# -- at the door ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "prompt, max_tokens, needed, available",
+    [(200, None, 201, 200), (500, 1, 501, 200), (90, 71, 40 + 0, 39), (199, None, 50, 39), (10, 190, 50, 39)],
+)
+def test_what_can_never_fit_is_refused_with_both_numbers(
+    prompt: int, max_tokens: int | None, needed: int, available: int
+) -> None:
+    sched = scheduler(num_pages=39)
+    with pytest.raises(CapacityError) as caught:
+        sched.add(ask("a", prompt, max_tokens=max_tokens), 0.0)
+    assert (caught.value.needed, caught.value.available) == (needed, available)
+    assert str(needed) in str(caught.value) and str(available) in str(caught.value) and "\n" not in str(caught.value)
+    assert not sched.has_work
+
+
+@pytest.mark.parametrize("prompt, max_tokens", [(156, 1), (1, 156), (156, None), (90, 67)])
+def test_what_just_fits_is_served_to_its_end(prompt: int, max_tokens: int | None) -> None:
+    sched = scheduler(num_pages=39, max_tokens=200)
+    sched.add(ask("a", prompt, max_tokens=max_tokens), 0.0)
+    total = prompt
+    while sched.has_work:
+        _, events = step(sched)
+        total += sum(len(e.token_ids) for e in events)
+    assert total == 157
+
+
+def test_without_max_tokens_an_answer_may_fill_the_cache_and_ends_there() -> None:
+    sched = scheduler(num_pages=10, page_size=4, context_length=200)
+    sched.add(ask("a", 5), 0.0)
+    events: list[Event] = []
+    while sched.has_work:
+        events += step(sched)[1]
+    assert events[-1].finish_reason is FinishReason.LENGTH and len(events) == 41 - 5
+
+
+def test_an_id_in_flight_is_refused_and_free_again_afterwards() -> None:
+    sched = scheduler()
+    sched.add(ask("a", 3, max_tokens=1), 0.0)
+    with pytest.raises(RequestError, match="request_id"):
+        sched.add(ask("a", 3), 0.0)
+    step(sched)
+    sched.add(ask("a", 3), 0.0)
+
+
+@pytest.mark.parametrize("field", ["num_pages", "page_size", "max_tokens", "max_seqs", "context_length"])
+@pytest.mark.parametrize("value", [0, -1, 2**40, True, 1.5, "8", None])
+def test_absurd_sizes_are_refused(field: str, value: object) -> None:
+    sizes = {"num_pages": 8, "page_size": 8, "max_tokens": 8, "max_seqs": 8, "context_length": 8}
+    with pytest.raises(UsageError, match=field):
+        Limits(**{**sizes, field: value})  # type: ignore[arg-type]

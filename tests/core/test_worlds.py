@@ -1,0 +1,28 @@
+"""Exactness under company: whatever shares, guesses, fails or leaves, every answer equals plain decoding."""
+
+from __future__ import annotations
+
+import pytest
+from worlds import run_world
+
+WORLDS_A_BATCH = 190
+
+
+@pytest.mark.parametrize("batch", range(8))
+def test_every_answer_equals_plain_decoding_and_no_page_is_lost(batch: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("CRITICAL")  # devices fail on purpose in some worlds
+    for seed in range(batch * WORLDS_A_BATCH, (batch + 1) * WORLDS_A_BATCH):
+        run_world(seed)
+
+
+def test_the_worlds_reach_what_they_are_for(caplog: pytest.LogCaptureFixture) -> None:
+    """A sample of them preempts, evicts, hits, verifies drafts, recomputes naively and fails on purpose."""
+    caplog.set_level("CRITICAL")
+    worlds = [run_world(seed) for seed in range(60)]
+    stats = [world.engine.stats() for world in worlds]
+    assert sum(s.num_preemptions > 0 for s in stats) >= 5
+    assert sum(s.num_faults > 0 for s in stats) >= 2
+    assert sum(s.kv.free < s.kv.total // 2 for s in stats) >= 10, "the cache fills up"
+    assert sum(0 < s.total.accepted_tokens < s.total.draft_tokens for s in stats) >= 5
+    assert sum(not world.use_cache for world in worlds) >= 3
+    assert sum(len(world.requests) for world in worlds) >= 150
