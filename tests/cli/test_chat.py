@@ -38,10 +38,10 @@ def test_later_turns_read_the_first_from_the_cache(talk: Talk) -> None:
     assert [("cached" in line) for line in stats(ran)] == [False, True, True]
 
 
-def test_several_lines_between_quotes_are_one_message(talk: Talk) -> None:
-    ran = talk('"""first', "second", 'third"""', "/save /dev/stderr")
+def test_several_lines_between_quotes_are_one_message(talk: Talk, tmp_path: Path) -> None:
+    ran = talk('"""first', "second", 'third"""', f"/save {tmp_path / 'talk.json'}")
     assert ran.out == f"{ABC}\n"
-    assert '"first\\nsecond\\nthird"' in ran.err
+    assert json.loads((tmp_path / "talk.json").read_text())["messages"][0]["content"] == "first\nsecond\nthird"
 
 
 def test_help_and_exit(talk: Talk) -> None:
