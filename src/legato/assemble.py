@@ -18,7 +18,6 @@ from legato.kernels.cpu import NativeBackend, load_library
 from legato.kernels.ops import Backend, Executor, KvFormat
 from legato.kernels.reference import ReferenceBackend
 from legato.measure import cost
-from legato.models.check import bits_by_role
 from legato.models.decoder import Decoder
 from legato.models.load import Blueprint, build_decoder, read_blueprint
 from legato.runtime.kv_store import KvPlan, free_memory, plan_pages
@@ -183,6 +182,8 @@ def choose_kv(config: Config, backend: Backend) -> KvFormat:
 
 def step_bits(config: Config, blueprint: Blueprint, backend: Backend) -> dict[cost.Role, float]:
     """Bits a weight that a step reads, by what it is for: as in the file, or as it was made while loading."""
+    from legato.models.check import bits_by_role  # only here: loading a model does not need it
+
     bits = bits_by_role(blueprint)
     made = WeightFormat.F32 if backend.name == "reference" else config.weights
     if made == "auto":

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PATIENCE_S = 0.8  # work that ends sooner shows no bar
+LABEL_WIDTH = 48  # beside a bar, in 80 columns
 
 
 class Terminal:
@@ -109,8 +110,12 @@ class Bar:
         if not sys.stderr.isatty() or not self._total:
             self._terminal.say(self._text + " ...")
             return
+        label = self._text
+        if len(label) > LABEL_WIDTH:  # a bar would cut it
+            self._terminal.say(label)
+            label = label.partition(":")[0][:LABEL_WIDTH]
         self._bars = _bars(color=self._terminal.styled())
-        self._task = self._bars.add_task(self._text, total=self._total, completed=self._done)
+        self._task = self._bars.add_task(label, total=self._total, completed=self._done)
         self._bars.start()
 
 
