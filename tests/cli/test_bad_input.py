@@ -145,5 +145,6 @@ def test_a_fault_in_the_engine_ends_the_answer_with_a_word(
         raise RuntimeError("the device caught fire")
 
     monkeypatch.setattr("legato.runtime.runner.Runner.run", broken)
-    ran = run("generate", "u", "-m", alphabet)
-    assert ran.code == 1 and ran.err.splitlines()[-1].startswith("error: the step failed")
+    refused(run("generate", "u", "-m", alphabet), 1, "the step failed: RuntimeError")
+    ran = run("chat", "-m", alphabet, stdin=b"one\ntwo\n")
+    assert ran.code == 0 and ran.err.count("error: the step failed") == 2

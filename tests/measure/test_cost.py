@@ -9,6 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from legato.core.spec import Activation, ArchSpec, AttentionSpec, LayerSpec, MlpKind, MlpSpec, NormKind, NormSpec
+from legato.kernels.cpu import NativeBackend, load_library
+from legato.kernels.ops import KvFormat
+from legato.kernels.reference import ReferenceBackend
 from legato.measure import cost
 from legato.measure.cost import Role
 
@@ -62,6 +65,22 @@ def test_kv_bytes_of_a_spec_agree_with_the_plain_formula() -> None:
     assert cost.kv_bytes_per_token(SMOLLM2, "bf16") == cost.kv_bytes(30, 3, 64, 1, 2) == 23_040
     assert cost.kv_bytes_per_token(SMOLLM2, "f32") == 4 * SMOLLM2.kv_elements_per_token
     assert cost.kv_read_bytes(SMOLLM2, "bf16", 8192) == cost.kv_bytes(30, 3, 64, 8192, 2)
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 128])
+@pytest.mark.parametrize("kv_format", [KvFormat.BF16, KvFormat.INT8, KvFormat.INT4])
+def test_the_native_backends_pages_are_what_the_formula_says(head_dim: int, kv_format: KvFormat) -> None:
+    library = load_library()
+    if isinstance(library, str):
+        pytest.skip(library)
+    layer = replace(SMOLLM2_LAYER, attention=replace(SMOLLM2_LAYER.attention, head_dim=head_dim))
+    spec = replace(SMOLLM2, layers=(layer, layer))
+    page = NativeBackend(threads=1, library=library).page_bytes(spec, 16, kv_format)
+    assert page == 16 * cost.kv_bytes_per_token(spec, kv_format)
+
+
+def test_the_reference_backends_pages_too() -> None:
+    assert ReferenceBackend().page_bytes(SMOLLM2, 16, KvFormat.F32) == 16 * cost.kv_bytes_per_token(SMOLLM2, "f32")
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 512])

@@ -21,6 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(encoding="utf-8", errors="replace")
+    if debug:
+        import logging
+
+        logging.basicConfig()
     try:
         return _run(args)
     except KeyboardInterrupt:

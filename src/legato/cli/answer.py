@@ -66,7 +66,7 @@ def show_answer(
                 if not quiet and params.n == 1:
                     terminal.answer(delta.text)
         completion = stream.completion
-    if not quiet:
+    if not quiet and completion.error is None:
         _end(completion, terminal)
     return completion
 

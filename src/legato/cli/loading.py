@@ -5,6 +5,7 @@ Knows: `LLM`, the terminal. Does not know: what the model is used for.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from legato.cli.terminal import Terminal
@@ -18,6 +19,9 @@ def open_llm(config: Config, terminal: Terminal) -> LLM:
     """The loaded model; use it as a context manager."""
     from legato.llm import LLM
 
+    logging.getLogger("legato").addHandler(
+        logging.NullHandler()
+    )  # what matters is told in one line; --debug shows more
     with terminal.bar(patience=0) as fetching, terminal.bar() as loading:
         llm = LLM(config=config, fetching=fetching, loading=loading)
     for note in llm.notes:

@@ -40,9 +40,12 @@ def kv_bytes(layers: int, kv_heads: int, head_dim: int, tokens: int, bytes_each:
 
 
 def kv_head_bytes(kv_format: str, head_dim: int) -> int:
-    """Bytes of one token's keys (or values) of one head: the numbers, and the float32 scale of quantised formats."""
-    bits, scale = {"f32": (32, 0), "bf16": (16, 0), "int8": (8, 4), "int4": (4, 4)}[kv_format]
-    return head_dim * bits // 8 + scale
+    """Bytes of one token's keys (or values) of one head: the numbers, and what belongs to them in bf16.
+
+    That is a scale for int8, a scale and a minimum for int4.
+    """
+    bits, scales = {"f32": (32, 0), "bf16": (16, 0), "int8": (8, 2), "int4": (4, 4)}[kv_format]
+    return head_dim * bits // 8 + scales
 
 
 def kv_bytes_per_token(spec: ArchSpec, kv_format: str) -> int:
