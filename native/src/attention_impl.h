@@ -31,6 +31,7 @@ struct Task {
 struct Scratch {
   float* scores;     // [kMaxUnit][kTile]
   uint8_t* bytes;    // [kMaxUnit][kTile]
+  float* factors;    // [2][kTile]
   float* tile;       // [kMaxUnit][partial_floats]
   float* state;      // [queries of a block][partial_floats]
   uint8_t* packed;   // queries of a block
@@ -40,10 +41,10 @@ struct Scratch {
 
 static inline Scratch cut_scratch(uint8_t* p, int32_t dim, int32_t group) {
   const ScratchPlan s = scratch_plan(dim, group);
-  return {reinterpret_cast<float*>(p + s.scores), p + s.bytes,
-          reinterpret_cast<float*>(p + s.tile),   reinterpret_cast<float*>(p + s.state),
-          p + s.packed,                           reinterpret_cast<float*>(p + s.scale),
-          reinterpret_cast<int32_t*>(p + s.sum)};
+  const auto floats = [p](int64_t at) { return reinterpret_cast<float*>(p + at); };
+  return {floats(s.scores), p + s.bytes,     floats(s.factors),
+          floats(s.tile),   floats(s.state), p + s.packed,
+          floats(s.scale),  reinterpret_cast<int32_t*>(p + s.sum)};
 }
 
 // Rows [begin, end) of the task, their queries in row order.
@@ -66,6 +67,12 @@ static inline Span join(Span a, Span b) {
   return {static_cast<int32_t>(least(a.begin, b.begin)), static_cast<int32_t>(most(a.end, b.end))};
 }
 
+static inline Span block_span(const Task& t, const Block& b, int32_t tile) {
+  Span all = {0, 0};
+  for (int32_t r = b.begin; r < b.end; ++r) all = join(all, row_span(t, r, tile));
+  return all;
+}
+
 // Addresses of the tile's records that the span touches.
 static inline void find_records(const Task& t, const RecordShape& shape, int32_t tile, Span span,
                                 const uint8_t** records) {
@@ -83,10 +90,8 @@ void compute_unit(Unit& u, const Span* spans, float* const* records) {
   Kind::template scores<R>(u);
   float step[R];
   float* values[R];
-  for (int r = 0; r < R; ++r) {
-    step[r] = Kind::weigh(u, r, spans[r], records[r]);
-    values[r] = records[r] + 2;
-  }
+  Kind::template weigh<R>(u, spans, records, step);
+  for (int r = 0; r < R; ++r) values[r] = records[r] + 2;
   Kind::template values<R>(u, step, values);
 }
 
@@ -156,17 +161,28 @@ void run_block(const Task& t, const Block& b, const Scratch& s) {
   pack_block<Kind>(t, b, s);
   if (!t.partials)
     for (int32_t i = 0; i < b.queries; ++i) clear_record(s.state + i * partial_floats(dim), dim);
-  const uint8_t* records[kRecords];
-  Unit u = {records, 0, 0, shape, t.a->softcap, nullptr, nullptr, nullptr, s.scores, s.bytes};
+  Ahead ahead;
+  const uint8_t* found[2][kRecords];
+  Unit u = {nullptr,   0,         0,     shape,
+            t.a->softcap, nullptr,  nullptr, nullptr,
+            s.factors, s.factors + kTile, s.scores, s.bytes, &ahead};
+  Span rows[kBlockQueries];
+  Span all = block_span(t, b, t.tile_begin);
+  find_records(t, shape, t.tile_begin, all, found[0]);
   for (int32_t tile = t.tile_begin; tile < t.tile_end; ++tile) {
-    Span rows[kBlockQueries], all = {0, 0};
-    for (int32_t r = b.begin; r < b.end; ++r) {
-      rows[r - b.begin] = row_span(t, r, tile);
-      all = join(all, rows[r - b.begin]);
-    }
-    if (all.begin >= all.end && !t.partials) continue;
-    find_records(t, shape, tile, all, records);
+    const uint8_t** records = found[(tile - t.tile_begin) % 2];
+    const uint8_t** coming = found[(tile - t.tile_begin + 1) % 2];
+    const Span here = all;
+    all = tile + 1 < t.tile_end ? block_span(t, b, tile + 1) : Span{0, 0};
+    find_records(t, shape, tile + 1, all, coming);
+    ahead.start(coming + all.begin / kRecord, coming + (all.end + kRecord - 1) / kRecord, shape.bytes);
+    if (here.begin >= here.end && !t.partials) continue;
+    for (int32_t r = b.begin; r < b.end; ++r) rows[r - b.begin] = row_span(t, r, tile);
+    for (int32_t i = here.begin / kRecord; i * kRecord < here.end; ++i)
+      Kind::unpack_factors(shape, records[i], s.factors + kRecord * i, s.factors + kTile + kRecord * i);
+    u.records = records;
     for (int32_t unit = 0; unit < b.units; ++unit) run_unit<Kind>(t, b, unit, tile, rows, u, s);
+    ahead.rest();
   }
   if (t.partials) return;
   for (int32_t i = 0; i < b.queries; ++i)

@@ -61,7 +61,7 @@ static inline int32_t block_rows(int32_t group) { return group >= kBlockQueries 
 
 // Offsets into the scratch of one attend() call.
 struct ScratchPlan {
-  int64_t scores, bytes, tile, state, packed, scale, sum, end;
+  int64_t scores, bytes, factors, tile, state, packed, scale, sum, end;
 };
 
 static inline ScratchPlan scratch_plan(int32_t dim, int32_t group) {
@@ -69,7 +69,8 @@ static inline ScratchPlan scratch_plan(int32_t dim, int32_t group) {
   ScratchPlan s;
   s.scores = 0;
   s.bytes = s.scores + kScratchUnit * kTile * 4;
-  s.tile = s.bytes + kScratchUnit * kTile;
+  s.factors = s.bytes + kScratchUnit * kTile;
+  s.tile = s.factors + 2 * kTile * 4;
   s.state = s.tile + kScratchUnit * record;
   s.packed = s.state + queries * record;
   s.scale = s.packed + round_up(queries * dim * 4, kAlign);

@@ -15,66 +15,118 @@ struct Span {
   int32_t begin, end;  // tokens of the tile that a query attends to
 };
 
-struct TileTop {
-  float max, sum;
+// Records that will be read next, fetched a few lines at a time between arithmetic: pages lie scattered, and no
+// hardware prefetcher follows a page table.
+class Ahead {
+ public:
+  void start(const uint8_t* const* first, const uint8_t* const* last, int64_t bytes) {
+    next_ = first;
+    last_ = last;
+    bytes_ = bytes;
+    at_ = end_ = nullptr;
+  }
+  void some() {
+    if (at_ >= end_) {
+      if (next_ == last_) return;
+      at_ = *next_++;
+      end_ = at_ + bytes_;
+    }
+    for (int i = 0; i < kLines; ++i) __builtin_prefetch(at_ + 64 * i, 0, 2);
+    at_ += 64 * kLines;
+  }
+  void rest() {
+    while (at_ < end_ || next_ != last_) some();
+  }
+
+ private:
+  static constexpr int kLines = 3;
+  const uint8_t* const* next_ = nullptr;
+  const uint8_t* const* last_ = nullptr;
+  int64_t bytes_ = 0;
+  const uint8_t* at_ = nullptr;
+  const uint8_t* end_ = nullptr;
 };
 
-// Calls fn(record, mask, is_partial) over the records of a span.
-template <class Fn>
-static inline void each_record(Span span, Fn fn) {
-  const M16 all = m_range(0, 16);
-  for (int32_t i = span.begin / kRecord; i * kRecord < span.end; ++i) {
-    const int32_t at = i * kRecord;
-    if (at >= span.begin && at + kRecord <= span.end)
-      fn(i, all, false);
-    else
-      fn(i, m_range(span.begin - at, span.end - at), true);
+// fn(0) .. fn(N - 1) with the index known to the compiler, so that arrays of lanes stay in registers.
+template <int I>
+struct Index {
+  constexpr operator int() const { return I; }
+};
+template <int N, int I = 0, class Fn>
+__attribute__((always_inline)) static inline void each(Fn&& fn) {
+  if constexpr (I < N) {
+    fn(Index<I>{});
+    each<N, I + 1>(fn);
   }
 }
 
-static inline float span_max(const float* scores, Span span) {
-  F16 top = f_set(-HUGE_VALF);
-  each_record(span, [&](int32_t i, M16 m, bool partial) {
-    F16 s = f_load(scores + kRecord * i);
-    if (partial) s = f_select(m, s, f_set(-HUGE_VALF));
-    top = f_max(s, top);
-  });
-  return f_top(top);
+// Calls fn(record, mask, partial) over the records of a span; `partial` is known to the compiler.
+template <class Fn>
+__attribute__((always_inline)) static inline void each_record(Span span, Fn&& fn) {
+  const M16 all = m_range(0, 16);
+  int32_t i = span.begin / kRecord;
+  if (span.begin % kRecord && span.begin < span.end) {
+    fn(i, m_range(span.begin - kRecord * i, span.end - kRecord * i), Index<1>{});
+    ++i;
+  }
+  for (; kRecord * (i + 1) <= span.end; ++i) fn(i, all, Index<0>{});
+  if (kRecord * i < span.end) fn(i, m_range(0, span.end - kRecord * i), Index<1>{});
 }
 
-// scores -> exp2(score - max), and times(record, weights) of it, in place.
-template <class Fn>
-static inline TileTop exponentials(float* scores, Span span, Fn times) {
-  TileTop r;
-  r.max = span_max(scores, span);
-  const F16 base = f_set(r.max == -HUGE_VALF ? 0.0f : r.max), zero = f_set(0.0f);
-  F16 sum = zero;
-  each_record(span, [&](int32_t i, M16 m, bool partial) {
-    F16 p = f_exp2(f_sub(f_load(scores + kRecord * i), base));
-    if (partial) p = f_select(m, p, zero);
+static inline float span_max(const float* scores, Span span) {
+  const F16 lowest = f_set(-HUGE_VALF);
+  F16 top[2] = {lowest, lowest};  // by turns: one chain would wait for itself
+  each_record(span, [&](int32_t i, M16 m, auto partial) {
+    F16 s = f_load(scores + kRecord * i);
+    if (partial) s = f_select(m, s, lowest);
+    const F16 next = f_max(s, top[1]);
+    top[1] = top[0];
+    top[0] = next;
+  });
+  return f_top(f_max(top[0], top[1]));
+}
+
+struct Weights {
+  float max, sum, top;  // of scale * scores; of the weights; the largest of factor * weight
+};
+
+// scores -> factor * 2^(scale * score - max), in place.
+static inline Weights weigh_span(float* scores, float scale, float max, const float* factors, Span span,
+                                 Ahead& ahead) {
+  Weights r;
+  r.max = max;
+  const F16 minus = f_set(r.max == -HUGE_VALF ? 0.0f : -r.max), by = f_set(scale);
+  F16 sum = f_set(0.0f), top = f_set(0.0f);
+  each_record(span, [&](int32_t i, M16 m, auto partial) {
+    ahead.some();
+    F16 p = f_weight(f_fma(f_load(scores + kRecord * i), by, minus));
+    if (partial) p = f_keep(m, p);
     sum = f_add(p, sum);
-    F16 w = times(i, p);
-    if (partial) w = f_select(m, w, zero);
+    F16 w = f_mul(p, f_load(factors + kRecord * i));
+    if (partial) w = f_keep(m, w);
+    top = f_max(w, top);
     f_store(scores + kRecord * i, w);
   });
   r.sum = f_sum(sum);
+  r.top = f_top(top);
   return r;
 }
 
-// Weights to bytes of 0..kTopWeight + 1, the largest becoming kTopWeight; the rounding error of each lane is carried
-// to the next record, so that many small weights beside a large one are not lost. Returns the value of one step.
-// Bytes of the records [first, last) outside the span become 0.
+// Weights to bytes of 0..kTopWeight + 1, the largest becoming kTopWeight. The rounding error of each lane is carried
+// to the next record but one, so that many small weights beside a large one are not lost. Returns what one step is
+// worth. Bytes of the records [first, last) outside the span become 0.
 static inline float to_weight_bytes(const float* weights, float top, Span span, int32_t first, int32_t last,
                                     uint8_t* bytes) {
-  const F16 inverse = f_set(top > 1e-30f ? kTopWeight / top : top == top ? 0.0f : top);
+  const F16 inverse = f_set(top > 1e-30f ? kTopWeight / top : top == top ? 0.0f : top), rounder = f_set(kRounder);
   for (int32_t i = first; i < span.begin / kRecord; ++i) i_store_u8(bytes + kRecord * i, i_set(0));
-  F16 error = f_set(0.0f);
+  F16 error[2] = {f_set(0.0f), f_set(0.0f)};
   int32_t i = span.begin / kRecord;
   for (; i * kRecord < span.end; ++i) {
-    const F16 exact = f_fma(f_load(weights + kRecord * i), inverse, error);
-    const F16 whole = f_round(exact);
-    error = f_sub(exact, whole);
-    i_store_u8(bytes + kRecord * i, f_to_i(whole));
+    const F16 exact = f_fma(f_load(weights + kRecord * i), inverse, error[1]);
+    const F16 shifted = f_add(exact, rounder);
+    error[1] = error[0];
+    error[0] = f_sub(exact, f_sub(shifted, rounder));
+    i_store_u8(bytes + kRecord * i, f_bits(shifted));
   }
   for (; i < last; ++i) i_store_u8(bytes + kRecord * i, i_set(0));
   return top * (1.0f / kTopWeight);

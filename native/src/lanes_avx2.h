@@ -85,9 +85,26 @@ static inline __m256 scale2_half(__m256 x, __m256 n) {
 // x * 2^n for whole n in -126..128 (128 gives infinity).
 static inline F16 f_scale2(F16 x, F16 n) { return {scale2_half(x.a, n.a), scale2_half(x.b, n.b)}; }
 
+static inline __m256 shift_exponent_half(__m256i m, __m256 a, __m256 u) {
+  const __m256i sum = _mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_castps_si256(u), 23));
+  return _mm256_castsi256_ps(_mm256_and_si256(m, sum));
+}
+// x + 2^23 * n read as whole numbers, where u = 1.5 * 2^23 + n: multiplies x by 2^n. Lanes outside m become 0.
+static inline F16 f_shift_exponent(M16 m, F16 x, F16 u) {
+  return {shift_exponent_half(m.a, x.a, u.a), shift_exponent_half(m.b, x.b, u.b)};
+}
+static inline M16 f_not_less(F16 x, F16 y) {
+  return {_mm256_castps_si256(_mm256_cmp_ps(x.a, y.a, _CMP_NLT_UQ)),
+          _mm256_castps_si256(_mm256_cmp_ps(x.b, y.b, _CMP_NLT_UQ))};
+}
+static inline F16 f_keep(M16 m, F16 x) {  // 0 outside m
+  return {_mm256_and_ps(_mm256_castsi256_ps(m.a), x.a), _mm256_and_ps(_mm256_castsi256_ps(m.b), x.b)};
+}
+
 static inline I16 i_set(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 static inline I16 i_add(I16 x, I16 y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 static inline F16 i_to_f(I16 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+static inline I16 f_bits(F16 x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
 static inline I16 f_to_i(F16 x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
 static inline I16 i_load(const int32_t* p) {
   return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),

@@ -53,9 +53,18 @@ static inline F16 f_round(F16 a) {
 // a * 2^n for whole n.
 static inline F16 f_scale2(F16 a, F16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 
+// a + 2^23 * n read as whole numbers, where u = 1.5 * 2^23 + n: multiplies a by 2^n. Lanes outside m become 0.
+static inline F16 f_shift_exponent(M16 m, F16 a, F16 u) {
+  return {_mm512_castsi512_ps(_mm512_maskz_add_epi32(m.m, _mm512_castps_si512(a.v),
+                                                     _mm512_slli_epi32(_mm512_castps_si512(u.v), 23)))};
+}
+static inline M16 f_not_less(F16 a, F16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ)}; }
+static inline F16 f_keep(M16 m, F16 a) { return {_mm512_maskz_mov_ps(m.m, a.v)}; }  // 0 outside m
+
 static inline I16 i_set(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline I16 i_add(I16 a, I16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 static inline F16 i_to_f(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+static inline I16 f_bits(F16 a) { return {_mm512_castps_si512(a.v)}; }
 static inline I16 f_to_i(F16 a) { return {_mm512_cvtps_epi32(a.v)}; }  // nearest, ties to even
 static inline I16 i_load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 static inline void i_store(int32_t* p, I16 a) { _mm512_storeu_si512(p, a.v); }
@@ -82,7 +91,11 @@ static inline B64 b_high_nibbles(B64 a) {
   return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
 }
 // Each lane gains the dot product of its four unsigned and four signed bytes.
-static inline I16 i_dot(I16 sum, B64 u, B64 s) { return {_mm512_dpbusd_epi32(sum.v, u.v, s.v)}; }
+// (By name, not by intrinsic: GCC 12 copies the sum before each intrinsic and spills whole blocks of sums.)
+static inline I16 i_dot(I16 sum, B64 u, B64 s) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(u.v), "v"(s.v));
+  return sum;
+}
 // The same for u stored with 128 added; kOffsetStays says that 128 * (sum of s) is still in the result.
 constexpr bool kOffsetStays = true;
 static inline I16 i_dot_offset(I16 sum, B64 u, B64 s) { return i_dot(sum, u, s); }

@@ -122,6 +122,24 @@ static inline F16 f_scale2(F16 x, F16 n) {
   return r;
 }
 
+// x + 2^23 * n read as whole numbers, where u = 1.5 * 2^23 + n: multiplies x by 2^n. Lanes outside m become 0.
+static inline F16 f_shift_exponent(M16 m, F16 x, F16 u) {
+  uint32_t a[16], b[16];
+  std::memcpy(a, x.v, sizeof a);
+  std::memcpy(b, u.v, sizeof b);
+  for (int i = 0; i < 16; ++i) a[i] = (a[i] + (b[i] << 23)) & static_cast<uint32_t>(m.v[i]);
+  std::memcpy(x.v, a, sizeof a);
+  return x;
+}
+static inline M16 f_not_less(F16 x, F16 y) {
+  M16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = x.v[i] < y.v[i] ? 0 : -1;
+  return r;
+}
+static inline F16 f_keep(M16 m, F16 x) {  // 0 outside m
+  return f_lanes([&](int i) { return m.v[i] ? x.v[i] : 0.0f; });
+}
+
 static inline I16 i_set(int32_t x) {
   I16 r;
   for (int i = 0; i < 16; ++i) r.v[i] = x;
@@ -133,6 +151,11 @@ static inline I16 i_add(I16 x, I16 y) {
 }
 static inline F16 i_to_f(I16 x) {
   return f_lanes([&](int i) { return static_cast<float>(x.v[i]); });
+}
+static inline I16 f_bits(F16 x) {
+  I16 r;
+  std::memcpy(r.v, x.v, sizeof r.v);
+  return r;
 }
 static inline I16 f_to_i(F16 x) {  // nearest, ties to even, for |x| < 2^22; any other value gives some value
   I16 r;
