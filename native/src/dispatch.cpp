@@ -92,11 +92,31 @@ const Level kLevels[] = {
 
 #endif
 
+Kernels fill(const Level& level) {
+  Kernels kernels{};
+  level.fill_linear(&kernels);
+  level.fill_attention(&kernels);
+  level.fill_rows(&kernels);
+  kernels.name = level.name;
+  return kernels;
+}
+
+// A compiler too old for a level's instructions leaves its tables empty.
+bool is_complete(const Kernels& k) {
+  return k.linear && k.quantize_row && k.table_row && k.attend && k.merge && k.kv_write && k.prepare_q && k.rms_norm &&
+         k.layer_norm && k.rope && k.add && k.activate && k.softcap && k.argmax;
+}
+
 }  // namespace
 
 int32_t isa_count() { return sizeof kLevels / sizeof *kLevels; }
 const char* isa_name(int32_t level) { return kLevels[level].name; }
-const char* isa_obstacle(int32_t level) { return kLevels[level].obstacle(); }
+
+const char* isa_obstacle(int32_t level) {
+  const char* obstacle = kLevels[level].obstacle();
+  if (*obstacle) return obstacle;
+  return is_complete(fill(kLevels[level])) ? "" : "this build's compiler did not know its instructions";
+}
 
 Kernels select_kernels(const char* name) {
   const bool any = strcmp(name, "auto") == 0;
@@ -105,15 +125,10 @@ Kernels select_kernels(const char* name) {
     const Level& level = kLevels[i];
     known = std::string(level.name) + (known.empty() ? "" : ", ") + known;
     if (!any && strcmp(name, level.name) != 0) continue;
-    const char* obstacle = level.obstacle();
+    const char* obstacle = isa_obstacle(i);
     if (*obstacle && any) continue;
     if (*obstacle) throw Error(LG_UNSUPPORTED, std::string("isa ") + name + " cannot be used here: " + obstacle);
-    Kernels kernels{};
-    level.fill_linear(&kernels);
-    level.fill_attention(&kernels);
-    level.fill_rows(&kernels);
-    kernels.name = level.name;
-    return kernels;
+    return fill(level);
   }
   throw Error(LG_UNSUPPORTED, std::string("unknown isa ") + name + "; known: " + known);
 }

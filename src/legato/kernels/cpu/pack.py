@@ -43,12 +43,9 @@ class PackedVector:
 
 @dataclass(frozen=True, slots=True)
 class PackedTable:
-    """`tensor` keeps the bytes alive: a table is read where it lies in the file."""
-
     handle: int
     rows: int
     cols: int
-    tensor: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +62,17 @@ class PackedLinear:
 
 
 class Context:
-    """Threads, an instruction set, and the weights packed for them; freed when nothing refers to it any more."""
+    """Threads, an instruction set, and the weights packed for them; freed when nothing refers to it any more.
+
+    tables  bytes that are read where they lie in the file, and so must live as long as the context
+    """
 
     def __init__(self, library: Library, isa: str, threads: int) -> None:
         pointer = c.c_void_p()
         library["lg_context_create"](isa.encode(), threads, c.byref(pointer))
         self.library = library
         self.pointer = pointer
+        self.tables: list[NDArray[np.uint8]] = []
         weakref.finalize(self, library["lg_context_free"], pointer)
         self.isa: str = library["lg_context_isa"](pointer).decode()
         self.threads: int = library["lg_context_threads"](pointer)
@@ -96,13 +97,19 @@ class Packer:
         return PackedVector(handle.value, array.size)
 
     def table(self, table: Tensor) -> PackedTable:
-        held = Tensor(table.name, table.shape, table.format, np.ascontiguousarray(table.data))
+        data = np.ascontiguousarray(table.data)
+        self._context.tables.append(data)
         handle = c.c_int32()
-        kind, data = _KINDS[table.format], held.data
         self._library["lg_pack_table"](
-            self._context.pointer, kind, data.ctypes.data, data.nbytes, held.rows, held.cols, c.byref(handle)
+            self._context.pointer,
+            _KINDS[table.format],
+            data.ctypes.data,
+            data.nbytes,
+            table.rows,
+            table.cols,
+            c.byref(handle),
         )
-        return PackedTable(handle.value, held.rows, held.cols, held)
+        return PackedTable(handle.value, table.rows, table.cols)
 
     def linear(self, parts: Sequence[Tensor], bias: FloatArray | None) -> PackedLinear:
         _check_columns(parts)
