@@ -255,14 +255,17 @@ def _merges_by_score(
     ranked = sorted(range(len(tokens)), key=scores.__getitem__, reverse=True)
     for _, group in groupby(ranked, key=scores.__getitem__):
         ways: list[tuple[str, str]] = []
+        made = 0
         for i in group:
             token = tokens[i]
             if len(token) < 2 or token in unmade:
                 continue
+            made += 1
             for cut in range(len(token) - 1, 0, -1):
-                if token[:cut] in vocab and token[cut:] in vocab:
-                    ways.append((token[:cut], token[cut:]))
-        if len(ways) > 1:
+                left = token[:cut]
+                if left in vocab and (right := token[cut:]) in vocab:
+                    ways.append((left, right))
+        if made > 1:
             ways.sort(key=lambda way: (len(way[0]), len(way[1])), reverse=True)
         merges += ways
     return merges

@@ -16,12 +16,14 @@ Frames on the child's socket: 4 bytes of length, then a JSON object.
 from __future__ import annotations
 
 import json
-import socket
 import struct
 import sys
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import socket
 
 HEADROOM = 48 << 20  # bytes of memory that a child may use beyond what it starts with
 ALARM_S = 10.0  # a child that nobody waits for any more ends itself
@@ -199,6 +201,8 @@ def _limit_memory() -> None:
 
 def main(arguments: list[str]) -> None:
     """Runs as `python -I -S sandbox.py FD READ_LIMIT SYS_PATH_AS_JSON`."""
+    import socket
+
     descriptor, read_limit, paths = arguments
     sys.path[:] = json.loads(paths)
     with socket.socket(fileno=int(descriptor)) as link:
