@@ -51,6 +51,10 @@ class Assembly:
     def spec(self) -> ArchSpec:
         return self.blueprint.spec
 
+    def naive_engine(self) -> Engine:
+        """A second engine on the same model and pages, without cache. Only one of the two may have work at a time."""
+        return _engine(self.config, self.runner, self.kv_plan, self.vocab_size, self.tokenizer, use_cache=False)
+
 
 def assemble(config: Config, fetching: Report, loading: Report) -> Assembly:
     """Loads what `config` names. Everything that can be refused is refused before weights are packed.
@@ -59,15 +63,16 @@ def assemble(config: Config, fetching: Report, loading: Report) -> Assembly:
     """
     source = open_source(config, fetching)
     blueprint = read_blueprint(source, config.context)
+    spec = blueprint.spec
     tokenizer = open_tokenizer(source)
-    backend, notes = choose_backend(config, blueprint.spec)
+    template = None
+    if tokenizer.chat_template is not None:
+        template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
+    backend, notes = choose_backend(config, spec)
     kv_format = choose_kv(config, backend)
-    spec, context = blueprint.spec, config.context or blueprint.spec.context_length
-    page_bytes = backend.page_bytes(spec, config.page_size, kv_format)
-    kv_plan = plan_pages(page_bytes, config.page_size, context, config.kv_memory, free_memory())
-
-    weights = None if config.weights == "auto" else WeightFormat(config.weights)
-    decoder = _load(blueprint, backend, weights, loading)
+    _plan_kv(config, spec, backend, kv_format)
+    decoder = _load(config, blueprint, backend, loading)
+    kv_plan = _plan_kv(config, spec, backend, kv_format)  # again: the weights have taken their memory now
     executor = backend.build(
         spec,
         decoder.forward,
@@ -78,33 +83,43 @@ def assemble(config: Config, fetching: Report, loading: Report) -> Assembly:
         max_seqs=config.max_seqs,
     )
     vocab_size = min(tokenizer.vocab_size, spec.vocab_size)
-    eos_ids = frozenset(tokenizer.eos_ids)
-    runner = Runner(executor, page_size=config.page_size, vocab_size=vocab_size, eos_ids=eos_ids)
-    engine = Engine(
-        runner,
-        num_pages=kv_plan.num_pages,
-        page_size=config.page_size,
-        max_tokens=config.max_step_tokens,
-        max_seqs=config.max_seqs,
-        context_length=context,
-        vocab_size=vocab_size,
-        eos_ids=eos_ids,
-        use_cache=not config.naive,
-    )
+    runner = Runner(executor, page_size=config.page_size, vocab_size=vocab_size, eos_ids=tokenizer.eos_ids)
     return Assembly(
         config=config,
         source=source,
         blueprint=blueprint,
         tokenizer=tokenizer,
-        template=_template(tokenizer),
+        template=template,
         backend=backend,
         executor=executor,
         runner=runner,
-        engine=engine,
+        engine=_engine(config, runner, kv_plan, vocab_size, tokenizer, use_cache=not config.naive),
         kv_format=kv_format,
         kv_plan=kv_plan,
         vocab_size=vocab_size,
         notes=[*blueprint.notes, *notes],
+    )
+
+
+def _plan_kv(config: Config, spec: ArchSpec, backend: Backend, kv_format: KvFormat) -> KvPlan:
+    page_bytes = backend.page_bytes(spec, config.page_size, kv_format)
+    context = config.context or spec.context_length
+    return plan_pages(page_bytes, config.page_size, context, config.kv_memory, free_memory())
+
+
+def _engine(
+    config: Config, runner: Runner, kv_plan: KvPlan, vocab_size: int, tokenizer: Tokenizer, use_cache: bool
+) -> Engine:
+    return Engine(
+        runner,
+        num_pages=kv_plan.num_pages,
+        page_size=config.page_size,
+        max_tokens=config.max_step_tokens,
+        max_seqs=config.max_seqs,
+        context_length=kv_plan.context_length,
+        vocab_size=vocab_size,
+        eos_ids=frozenset(tokenizer.eos_ids),
+        use_cache=use_cache,
     )
 
 
@@ -113,7 +128,8 @@ def open_source(config: Config, fetching: Report) -> ModelSource:
     return open_model(resolve_model(config.model, config.cache_dir, fetching))
 
 
-def _load(blueprint: Blueprint, backend: Backend, weights: WeightFormat | None, loading: Report) -> Decoder:
+def _load(config: Config, blueprint: Blueprint, backend: Backend, loading: Report) -> Decoder:
+    weights = None if config.weights == "auto" else WeightFormat(config.weights)
     told = 0
 
     def progress(done: int, total: int) -> None:
@@ -133,12 +149,6 @@ def open_tokenizer(source: ModelSource) -> Tokenizer:
     if source.kind == "gguf":
         return Tokenizer.from_gguf(source.path, source.metadata)
     return Tokenizer.from_files(source.tokenizer_files)
-
-
-def _template(tokenizer: Tokenizer) -> ChatTemplate | None:
-    if tokenizer.chat_template is None:
-        return None
-    return ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
 
 
 def choose_backend(config: Config, spec: ArchSpec) -> tuple[Backend, list[str]]:

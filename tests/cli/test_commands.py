@@ -111,6 +111,12 @@ def test_a_folder_works_and_its_code_is_left_alone(run: Run, tmp_path: Path) -> 
     assert "ignored 1 Python file" in ran.err
 
 
+def test_weights_can_be_made_smaller_while_loading(run: Run, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "folder")
+    for weights in ("q8_0", "q4_0", "bf16"):
+        assert run("generate", "u", "-m", folder, "--raw", "--weights", weights).out == "vwxyz\n"
+
+
 def test_naive_is_slow_and_right(run: Run, alphabet: Path) -> None:
     assert run("generate", "q", "-m", alphabet, "--raw", "--naive").out == "rstuvwxyz\n"
 

@@ -14,6 +14,7 @@ from alphabet import CONTEXT, write_alphabet
 from legato import LLM, Completion, SamplingParams
 from legato.core.sequence import FinishReason
 from legato.errors import CapacityError, LegatoError, RequestError, UsageError
+from legato.kernels.cpu import load_library
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 LONG = SamplingParams(ignore_eos=True)
@@ -305,6 +306,18 @@ def test_naive_decoding_gives_the_same_answer(alphabet: Path, llm: LLM) -> None:
         slow = naive.generate("abc", params)[0]
         assert naive.parts.engine.ledger.total.prompt_tokens > 100
     assert slow.token_ids == llm.generate("abc", params)[0].token_ids
+
+
+@pytest.mark.parametrize("kv", ["int8", "bf16", "int4"])
+def test_the_native_backend_writes_the_same(alphabet: Path, llm: LLM, kv: str) -> None:
+    library = load_library()
+    if isinstance(library, str):
+        pytest.skip(library)
+    params = SamplingParams(max_tokens=6, n=2, temperature=1.0, seed=8)
+    with LLM(str(alphabet), backend="native", kv=kv, threads=1) as native:
+        [done] = native.generate("abc", params)
+        assert done.receipt.kv == kv and done.receipt.threads == 1
+    assert [o.token_ids for o in done.outputs] == [o.token_ids for o in llm.generate("abc", params)[0].outputs]
 
 
 def test_ctrl_c_waits_for_the_step_to_end(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

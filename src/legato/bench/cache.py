@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 from legato.bench.drive import Requests, drive
-from legato.engine import Engine
 from legato.errors import UsageError
 from legato.llm import LLM
 from legato.measure import cost
@@ -44,7 +43,7 @@ def bench_cache(llm: LLM, prompt_ids: list[int], tokens: int, runs: int, report:
             f"{len(prompt_ids)} prompt tokens + {tokens} new ones are more than the context of "
             f"{llm.context_length} tokens; lower --tokens"
         )
-    requests, engines = Requests(llm.parts.vocab_size), (llm.parts.engine, _naive_engine(llm))
+    requests, engines = Requests(llm.parts.vocab_size), (llm.parts.engine, llm.parts.naive_engine())
     seconds: tuple[list[float], list[float]] = ([], [])
     written: tuple[list[list[int]], list[list[int]]] = ([], [])
     rows = len(prompt_ids) + tokens - 1
@@ -83,19 +82,3 @@ def first_difference(answers: list[list[int]]) -> int | None:
 
 def _spread(seconds: list[float]) -> Spread:
     return Spread(mean(seconds), stdev(seconds) if len(seconds) > 1 else 0.0)
-
-
-def _naive_engine(llm: LLM) -> Engine:
-    """A second engine on the same model and pages, without cache. Only one of the two may have work at a time."""
-    limits, parts = llm.parts.engine.scheduler.limits, llm.parts
-    return Engine(
-        parts.runner,
-        num_pages=limits.num_pages,
-        page_size=limits.page_size,
-        max_tokens=limits.max_tokens,
-        max_seqs=limits.max_seqs,
-        context_length=limits.context_length,
-        vocab_size=parts.vocab_size,
-        eos_ids=frozenset(parts.tokenizer.eos_ids),
-        use_cache=False,
-    )

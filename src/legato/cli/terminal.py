@@ -71,7 +71,8 @@ class Bar:
     def __init__(self, terminal: Terminal, patience: float) -> None:
         self._terminal, self._patience = terminal, patience
         self._total = self._done = 0
-        self._text, self._started, self._shown = "", 0.0, False
+        self._text, self._started = "", 0.0
+        self._running = self._shown = False
         self._bars: Progress | None = None
         self._task: TaskID | None = None
 
@@ -79,6 +80,7 @@ class Bar:
         """Begins work of `total` units; 0: unknown, or something else draws a bar."""
         self.done()
         self._total, self._done, self._text, self._started = total, 0, text, time.monotonic()
+        self._running = True
         self._show_if_due()
 
     def advance(self, n: int) -> None:
@@ -92,7 +94,7 @@ class Bar:
         if self._bars is not None:
             self._bars.stop()
         self._bars = self._task = None
-        self._shown = False
+        self._running = self._shown = False
 
     def __enter__(self) -> Bar:
         return self
@@ -104,7 +106,7 @@ class Bar:
 
     def _show_if_due(self) -> None:
         finished = self._total and self._done >= self._total
-        if self._shown or finished or time.monotonic() - self._started < self._patience:
+        if not self._running or self._shown or finished or time.monotonic() - self._started < self._patience:
             return
         self._shown = True
         if not sys.stderr.isatty() or not self._total:
