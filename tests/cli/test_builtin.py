@@ -59,6 +59,7 @@ def test_streams_and_batches_write_the_same(native: LLM) -> None:
     assert [t for d in native.stream(TEXT, params) for t in d.token_ids] == alone[0]
 
 
+@pytest.mark.slow
 def test_both_backends_are_surprised_alike(native: LLM, path: Path) -> None:
     ids = native.tokenizer.encode(TEXT)
     fast = native.perplexity(ids).perplexity
