@@ -24,15 +24,17 @@ inline LG_INLINE __m512 float_weights(const uint8_t* p) {
 // tile[b][r][16] for NB consecutive blocks and R rows.
 template <int KIND, int NB, int R>
 void float_tile(const uint8_t* block, int64_t K, const float* x, int64_t stride, float* tile) {
-  constexpr int step = kLayouts[KIND].body;
+  constexpr int step = kLayouts[KIND].bytes;
   const int64_t block_stride = block_bytes(KIND, K);
   __m512 acc[NB * R];
   each<NB * R>([&](auto i) LG_INLINE { acc[i] = _mm512_setzero_ps(); });
   for (int64_t k = 0; k < K; ++k) {
     __m512 w[NB];
+    // Past the end of its block a stream goes on NB blocks later.
+    const int64_t ahead = k * step + kFloatPrefetch < block_stride ? kFloatPrefetch : kFloatPrefetch + (NB - 1) * block_stride;
     each<NB>([&](auto b) LG_INLINE {
       const uint8_t* p = block + b * block_stride + k * step;
-      if constexpr (R <= 4) _mm_prefetch(reinterpret_cast<const char*>(p + kFloatPrefetch), _MM_HINT_T0);
+      if constexpr (R <= 4) _mm_prefetch(reinterpret_cast<const char*>(p + ahead), _MM_HINT_T0);
       w[b] = float_weights<KIND>(p);
     });
     each<R>([&](auto r) LG_INLINE {

@@ -3,19 +3,20 @@
 // Knows: the layout that linear_pack.cpp writes and the linear kernels read. Does not know: instructions, epilogues.
 // Everything is unnamed: the same helper compiled with other flags must not be merged with this one by the linker.
 //
-// A block holds 16 outputs ("lanes"): [head][body], each a multiple of 64 bytes.
+// A block holds 16 outputs ("lanes") as records, one after the other, padded to 64 bytes. A kernel reads it front to
+// back as one stream: scales kept apart at a block's head cost half of the memory bandwidth.
 //   plane of nibbles, 256 bytes a group of 32 k: 4 vectors of 16 lanes x 4 bytes; vector j holds k = 8j..8j+3 in the
 //   low halves and k = 8j+4..8j+7 in the high ones. Split in two they are 8 "quads": quad v is k = 4v..4v+3, which is
 //   an operand of vpdpbusd and a row of an AMX tile.
-//     Q4_0  head f16 d[G][16]           body [nibbles] a group
-//     Q5_0  head f16 d[G][16]           body [nibbles, bit plane] a group
-//     Q8_0  head f16 d[G][16]           body [8 quads of q + 128] a group
-//     Q4_1                              body [nibbles, f16 d[16], f16 m[16]] a group
-//     Q5_1                              body [nibbles, bit plane, f16 d[16], f16 m[16]] a group
-//     Q4_K                              body [f16 d, f16 dmin, low scales, high scales, 8 x nibbles] per 256
-//     Q5_K                              body [the same four, 8 x (nibbles, bit plane)] per 256
-//     Q6_K  head f16 d[K / 256][16]     body [int8 scale[16][16], 8 x (nibbles, 2-bit planes)] per 256
-//     F32, F16, BF16                    body [K][16]
+//     Q4_0  2 groups: [2 x f16 d[16], 2 x nibbles]; the second is zero where K has an odd number of groups
+//     Q5_0  2 groups: [2 x f16 d[16], 2 x (nibbles, bit plane)]
+//     Q8_0  2 groups: [2 x f16 d[16], 2 x 8 quads of q + 128]
+//     Q4_1  1 group:  [f16 d[16], f16 m[16], nibbles]
+//     Q5_1  1 group:  [f16 d[16], f16 m[16], nibbles, bit plane]
+//     Q4_K  8 groups: [f16 d[16], f16 dmin[16], low scales, high scales, 8 x nibbles]
+//     Q5_K  8 groups: [the same four, 8 x (nibbles, bit plane)]
+//     Q6_K  8 groups: [f16 d[16], int8 scale[16][16], 8 x (nibbles, 2-bit planes)]
+//     F32, F16, BF16: [16] of one k
 //   bit plane (64 bytes): byte b of a lane has, as bit v, bit 4 of k = 4v + b.
 //   2-bit planes (2 x 64 bytes): plane h, byte b of a lane has, as bits 2i and 2i + 1, bits 4-5 of k = 4(4h + i) + b.
 //   low scales (8 groups x 16 bytes): low half the low 4 bits of the group's scale, high half those of its minimum.
@@ -27,30 +28,45 @@ namespace lg {
 namespace {
 
 struct WeightLayout {
-  int32_t unit;        // k of a unit
-  int32_t file_bytes;  // a unit of one row in the file
-  int32_t head;        // bytes a unit adds to a block's head
-  int32_t body;        // and to its body
+  int32_t unit;        // k of a unit of the file
+  int32_t file_bytes;  // its bytes
+  int32_t span;        // k of a record of a block
+  int32_t bytes;       // its bytes
 };
 
 constexpr WeightLayout kLayouts[W_KINDS] = {
-    {1, 4, 0, 64},          // F32
-    {1, 2, 0, 32},          // F16
-    {1, 2, 0, 32},          // BF16
-    {32, 34, 32, 512},      // Q8_0
-    {32, 18, 32, 256},      // Q4_0
-    {32, 20, 0, 320},       // Q4_1
-    {32, 22, 32, 320},      // Q5_0
-    {32, 24, 0, 384},       // Q5_1
-    {256, 144, 0, 2304},    // Q4_K
-    {256, 176, 0, 2816},    // Q5_K
-    {256, 210, 32, 3328},   // Q6_K
+    {1, 4, 1, 64},           // F32
+    {1, 2, 1, 32},           // F16
+    {1, 2, 1, 32},           // BF16
+    {32, 34, 64, 1088},      // Q8_0
+    {32, 18, 64, 576},       // Q4_0
+    {32, 20, 32, 320},       // Q4_1
+    {32, 22, 64, 704},       // Q5_0
+    {32, 24, 32, 384},       // Q5_1
+    {256, 144, 256, 2304},   // Q4_K
+    {256, 176, 256, 2816},   // Q5_K
+    {256, 210, 256, 3360},   // Q6_K
 };
 
 constexpr int64_t align_up(int64_t x) { return (x + kAlign - 1) / kAlign * kAlign; }
-constexpr int64_t head_bytes(int kind, int64_t K) { return align_up(K / kLayouts[kind].unit * kLayouts[kind].head); }
 constexpr int64_t block_bytes(int kind, int64_t K) {
-  return head_bytes(kind, K) + align_up(K / kLayouts[kind].unit * kLayouts[kind].body);
+  return align_up((K + kLayouts[kind].span - 1) / kLayouts[kind].span * kLayouts[kind].bytes);
+}
+
+constexpr bool is_k_quant(int kind) { return kind >= W_Q4_K; }
+
+// Where group g of a block has its quants (planes one after the other) and its scales. The scales of a K-quant are
+// those of its record: d first.
+constexpr int64_t quant_bytes(int kind) {
+  return kind == W_Q8_0 ? 512 : kind == W_Q4_0 || kind == W_Q4_1 || kind == W_Q4_K ? 256 : kind == W_Q6_K ? 384 : 320;
+}
+constexpr int64_t record_of(int kind, int64_t g) { return g / (kLayouts[kind].span / kGroup) * kLayouts[kind].bytes; }
+constexpr int64_t quants_at(int kind, int64_t g) {
+  const int groups = kLayouts[kind].span / kGroup;
+  return record_of(kind, g) + kLayouts[kind].bytes - (groups - g % groups) * quant_bytes(kind);
+}
+constexpr int64_t scales_at(int kind, int64_t g) {
+  return record_of(kind, g) + (is_k_quant(kind) ? 0 : g % (kLayouts[kind].span / kGroup) * 32);
 }
 
 // What a kind's numbers mean to a kernel: value = scale * (q - (1 << offset)) with offset < 0 for none, + minimum.

@@ -96,73 +96,50 @@ void put_two_bit_planes(const uint32_t q[8], uint8_t* dst, int lane) {
 
 void put_half(uint8_t* dst, int lane, const uint8_t* f16) { std::memcpy(dst + 2 * lane, f16, 2); }
 
-void pack_unit_32(int kind, const uint8_t* unit, uint8_t* head, uint8_t* body, int lane) {
-  uint32_t q[8];
-  decode_group(kind, unit, 0, q);
+void put_planes(int kind, const uint32_t q[8], uint8_t* dst, int lane) {
   if (kind == W_Q8_0) {
-    for (int v = 0; v < 8; ++v) put_word(body + 64 * v + 4 * lane, q[v]);
-    put_half(head, lane, unit);
+    for (int v = 0; v < 8; ++v) put_word(dst + 64 * v + 4 * lane, q[v]);
     return;
   }
-  put_nibbles(q, body, lane);
-  if (kind == W_Q5_0 || kind == W_Q5_1) put_bit_plane(q, body + 256, lane);
-  if (kind == W_Q4_1 || kind == W_Q5_1) {
-    uint8_t* scales = body + (kind == W_Q4_1 ? 256 : 320);
-    put_half(scales, lane, unit);
-    put_half(scales + 32, lane, unit + 2);
-  } else {
-    put_half(head, lane, unit);
-  }
+  put_nibbles(q, dst, lane);
+  if (kind == W_Q5_0 || kind == W_Q5_1 || kind == W_Q5_K) put_bit_plane(q, dst + 256, lane);
+  if (kind == W_Q6_K) put_two_bit_planes(q, dst + 256, lane);
 }
 
-void pack_unit_k(int kind, const uint8_t* unit, uint8_t* body, int lane) {
-  put_half(body, lane, unit);
-  put_half(body + 32, lane, unit + 2);
+// A unit's scales; `dst` is where the layout says for its first group.
+void put_scales(int kind, const uint8_t* unit, uint8_t* dst, int lane) {
+  if (kind == W_Q6_K) {
+    put_half(dst, lane, unit + 208);
+    for (int h = 0; h < 16; ++h) dst[32 + 16 * h + lane] = unit[192 + h];
+    return;
+  }
+  put_half(dst, lane, unit);
+  if (has_min(kind)) put_half(dst + 32, lane, unit + 2);
+  if (!is_k_quant(kind)) return;
   uint8_t high[4] = {0, 0, 0, 0};
   for (int g = 0; g < 8; ++g) {
     uint8_t scale, minimum;
     decode_scales(unit, g, &scale, &minimum);
-    body[64 + 16 * g + lane] = static_cast<uint8_t>((scale & 15) | (minimum & 15) << 4);
+    dst[64 + 16 * g + lane] = static_cast<uint8_t>((scale & 15) | (minimum & 15) << 4);
     high[g / 2] = static_cast<uint8_t>(high[g / 2] | (scale >> 4 | (minimum >> 4) << 2) << (g % 2 * 4));
   }
-  for (int p = 0; p < 4; ++p) body[192 + 16 * p + lane] = high[p];
-  const int stride = kind == W_Q4_K ? 256 : 320;
-  for (int g = 0; g < 8; ++g) {
-    uint32_t q[8];
-    decode_group(kind, unit, g, q);
-    put_nibbles(q, body + 256 + stride * g, lane);
-    if (kind == W_Q5_K) put_bit_plane(q, body + 512 + stride * g, lane);
-  }
-}
-
-void pack_unit_q6_k(const uint8_t* unit, uint8_t* head, uint8_t* body, int lane) {
-  put_half(head, lane, unit + 208);
-  for (int h = 0; h < 16; ++h) body[16 * h + lane] = unit[192 + h];
-  for (int g = 0; g < 8; ++g) {
-    uint32_t q[8];
-    decode_group(W_Q6_K, unit, g, q);
-    put_nibbles(q, body + 256 + 384 * g, lane);
-    put_two_bit_planes(q, body + 512 + 384 * g, lane);
-  }
+  for (int p = 0; p < 4; ++p) dst[192 + 16 * p + lane] = high[p];
 }
 
 void pack_row(int kind, const uint8_t* src, int64_t K, uint8_t* block, int lane) {
   const WeightLayout& layout = kLayouts[kind];
-  uint8_t* head = block;
-  uint8_t* body = block + head_bytes(kind, K);
-  for (int64_t u = 0; u < K / layout.unit; ++u) {
-    if (layout.unit == 1) {
-      std::memcpy(body + layout.file_bytes * lane, src, static_cast<size_t>(layout.file_bytes));
-    } else if (layout.unit == 32) {
-      pack_unit_32(kind, src, head, body, lane);
-    } else if (kind == W_Q6_K) {
-      pack_unit_q6_k(src, head, body, lane);
-    } else {
-      pack_unit_k(kind, src, body, lane);
+  const int groups = layout.unit / kGroup;
+  for (int64_t u = 0; u < K / layout.unit; ++u, src += layout.file_bytes) {
+    if (groups == 0) {
+      std::memcpy(block + u * layout.bytes + layout.file_bytes * lane, src, static_cast<size_t>(layout.file_bytes));
+      continue;
     }
-    src += layout.file_bytes;
-    head += layout.head;
-    body += layout.body;
+    put_scales(kind, src, block + scales_at(kind, u * groups), lane);
+    for (int g = 0; g < groups; ++g) {
+      uint32_t q[8];
+      decode_group(kind, src, g, q);
+      put_planes(kind, q, block + quants_at(kind, u * groups + g), lane);
+    }
   }
 }
 

@@ -59,29 +59,19 @@ void read_k_scales(const uint8_t* unit, int g, Group& out) {
   }
 }
 
-void read_group(int kind, const uint8_t* block, int64_t K, int64_t g, Group& out) {
-  const WeightLayout& layout = kLayouts[kind];
-  const uint8_t* body = block + head_bytes(kind, K);
-  if (layout.unit == 32) {
-    const uint8_t* p = body + g * layout.body;
-    read_quads(kind, p, out);
-    const uint8_t* scales = has_min(kind) ? p + (kind == W_Q4_1 ? 256 : 320) : block + 32 * g;
-    for (int o = 0; o < kLanes; ++o) {
-      out.d[o] = half_at(scales, o);
-      if (has_min(kind)) out.m[o] = half_at(scales + 32, o);
-    }
-    return;
-  }
-  const uint8_t* unit = body + g / 8 * layout.body;
-  const int in_unit = static_cast<int>(g % 8), stride = kind == W_Q4_K ? 256 : kind == W_Q5_K ? 320 : 384;
-  read_quads(kind, unit + 256 + in_unit * stride, out);
-  if (kind != W_Q6_K) {
-    read_k_scales(unit, in_unit, out);
+void read_group(int kind, const uint8_t* block, int64_t g, Group& out) {
+  read_quads(kind, block + quants_at(kind, g), out);
+  const uint8_t* scales = block + scales_at(kind, g);
+  const int in_record = static_cast<int>(g % 8);
+  if (kind == W_Q4_K || kind == W_Q5_K) {
+    read_k_scales(scales, in_record, out);
     return;
   }
   for (int o = 0; o < kLanes; ++o) {
-    out.d[o] = half_at(block + g / 8 * 32, o);
-    for (int h = 0; h < 2; ++h) out.sc[h][o] = static_cast<float>(static_cast<int8_t>(unit[32 * in_unit + 16 * h + o]));
+    out.d[o] = half_at(scales, o);
+    if (has_min(kind)) out.m[o] = half_at(scales + 32, o);
+    if (kind != W_Q6_K) continue;
+    for (int h = 0; h < 2; ++h) out.sc[h][o] = static_cast<float>(static_cast<int8_t>(scales[32 + 32 * in_record + 16 * h + o]));
   }
 }
 
@@ -115,7 +105,7 @@ void quantized_tile(int kind, const uint8_t* block, int64_t K, const uint8_t* ac
   for (int i = 0; i < rows * kLanes; ++i) tile[i] = 0.0f;
   for (int64_t g = 0; g < K / kGroup; ++g) {
     Group x;
-    read_group(kind, block, K, g, x);
+    read_group(kind, block, g, x);
     for (int r = 0; r < rows; ++r) add_group(kind, x, row_view(act + r * stride, K), g, tile + r * kLanes);
   }
 }
