@@ -50,7 +50,8 @@ def environ(tmp_path: Path) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("LEGATO_") and k not in ("NO_COLOR", "FORCE_COLOR")}
     package = str(Path(legato.__file__).parents[1])
     paths = os.pathsep.join([package, kept.get("PYTHONPATH", "")])
-    return kept | {"LEGATO_CACHE_DIR": str(tmp_path / "cache"), "LEGATO_BACKEND": "reference", "PYTHONPATH": paths}
+    ours = {"LEGATO_CACHE_DIR": str(tmp_path / "cache"), "LEGATO_BACKEND": "reference", "PYTHONPATH": paths}
+    return kept | ours | {"OPENBLAS_NUM_THREADS": "1"}  # the model is too small to share out
 
 
 @pytest.fixture
