@@ -429,6 +429,18 @@ _DAMAGE: dict[str, Callable[[Path], object]] = {
         json.dumps(json.loads(p.read_text()) | {"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}})
     ),
     "a merge of nothing": lambda p: p.write_text(p.read_text().replace('"merges":[', '"merges":[["zz","yy"],', 1)),
+    "a token of a huge id": lambda p: p.write_text(p.read_text().replace('"vocab":{', '"vocab":{"zz":4294967295,', 1)),
+    "an added token of a huge id": lambda p: p.write_text(p.read_text().replace('"id":0', '"id": 4000000000', 1)),
+    "a precompiled normalizer": lambda p: p.write_text(
+        json.dumps(
+            json.loads(p.read_text()) | {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}}
+        )
+    ),
+    "the same in escapes": lambda p: p.write_text(
+        json.dumps(
+            json.loads(p.read_text()) | {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}}
+        ).replace("Precom", "\\u0050recom")
+    ),
     "a bad pattern": lambda p: p.write_text(p.read_text().replace("\\\\p{N}", "(((", 1)),
 }
 

@@ -9,11 +9,12 @@ Source: the files that the tokenizers and transformers packages write, and how t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from legato.errors import ModelFileError
+from legato.errors import ModelFileError, UnsupportedModelError
 from legato.text.spelling import spelling_of_decoder, state_of
 from legato.text.vocabulary import TURN_ENDS, Vocabulary, blamed_on
 
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
 MAX_TOKENIZER_BYTES = 256 << 20
 MAX_JSON_BYTES = 32 << 20
 MAX_TEMPLATE_BYTES = 4 << 20
+MAX_IDS = 1 << 22
 
+# Large numbers, a normalizer that is not run, and letters written as escapes, which only hides something: a file that
+# holds one of these is read as JSON first. Others are not: that would cost more than all the rest of loading.
+_SUSPECT = re.compile(rb':\s*[0-9]{7,}|"Precompiled"|\\u00[2-7]')
+_SIZES = frozenset({"max_length", "stride", "Fixed", "pad_to_multiple_of"})  # numbers that are no ids
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -67,10 +73,28 @@ def _core(path: Path) -> Core:
     if size > MAX_TOKENIZER_BYTES:
         raise ModelFileError(path, "size", f"is {size} bytes; at most {MAX_TOKENIZER_BYTES} are read")
     with blamed_on(path, "tokenizer.json"):
-        core = Tokenizer.from_file(str(path))
+        data = path.read_bytes()
+        if _SUSPECT.search(data):
+            json.loads(data, object_pairs_hook=lambda pairs: _check_object(path, pairs))
+        core = Tokenizer.from_buffer(data)
         core.no_truncation()
         core.no_padding()
         return core
+
+
+def _check_object(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuses what makes the `tokenizers` package ask for memory without bound, and end the process when it gets none.
+
+    It makes a table as long as the largest id, and believes the length inside a precompiled normalizer.
+    """
+    for key, value in pairs:
+        if type(value) is int and value >= MAX_IDS and key not in _SIZES:
+            raise ModelFileError(
+                path, f"tokenizer.json: {key[:40]!r}", f"has the id {value}; at most {MAX_IDS} are read"
+            )
+        if key == "type" and value == "Precompiled":
+            raise UnsupportedModelError(path, "normalizer", "Precompiled is not run")
+    return dict(pairs)
 
 
 def _named_tokens(files: Mapping[str, Path], config: Mapping[str, Any]) -> dict[str, str]:
