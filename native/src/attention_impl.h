@@ -2,13 +2,14 @@
 // Each level's attention_*.cpp includes its lanes_*.h and then this file.
 //
 // Knows: which tokens a row sees, what is computed together, where results go. Does not know: instructions; the bytes
-// of a record (attention_int8.h and its siblings); softmax (attention_softmax.h).
+// of a record (attention_bytes.h, attention_bf16.h); softmax (attention_softmax.h).
 //
 // Rows are taken in blocks of about kBlockQueries queries, so that a tile's keys and values are read from memory once
 // a block and from the caches by all its queries. A query is one (row, head); up to kMaxUnit of them share registers.
 // Nothing in the arithmetic of one (query, tile) depends on the others.
 #pragma once
-#include "attention_int8.h"
+#include "attention_bf16.h"
+#include "attention_bytes.h"
 
 namespace lg {
 namespace {
@@ -31,7 +32,8 @@ struct Task {
 struct Scratch {
   float* scores;     // [kMaxUnit][kTile]
   uint8_t* bytes;    // [kMaxUnit][kTile]
-  float* factors;    // [2][kTile]
+  float* factors;    // [3][kTile]
+  uint8_t* unpacked; // records of a tile
   float* tile;       // [kMaxUnit][partial_floats]
   float* state;      // [queries of a block][partial_floats]
   uint8_t* packed;   // queries of a block
@@ -42,9 +44,9 @@ struct Scratch {
 static inline Scratch cut_scratch(uint8_t* p, int32_t dim, int32_t group) {
   const ScratchPlan s = scratch_plan(dim, group);
   const auto floats = [p](int64_t at) { return reinterpret_cast<float*>(p + at); };
-  return {floats(s.scores), p + s.bytes,     floats(s.factors),
-          floats(s.tile),   floats(s.state), p + s.packed,
-          floats(s.scale),  reinterpret_cast<int32_t*>(p + s.sum)};
+  return {floats(s.scores), p + s.bytes, floats(s.factors), p + s.unpacked,
+          floats(s.tile),   floats(s.state), p + s.packed,      floats(s.scale),
+          reinterpret_cast<int32_t*>(p + s.sum)};
 }
 
 // Rows [begin, end) of the task, their queries in row order.
@@ -88,11 +90,12 @@ static inline void find_records(const Task& t, const RecordShape& shape, int32_t
 template <class Kind, int R>
 void compute_unit(Unit& u, const Span* spans, float* const* records) {
   Kind::template scores<R>(u);
-  float step[R];
+  Step steps[R];
   float* values[R];
-  Kind::template weigh<R>(u, spans, records, step);
+  Kind::template weigh<R>(u, spans, records, steps);
   for (int r = 0; r < R; ++r) values[r] = records[r] + 2;
-  Kind::template values<R>(u, step, values);
+  Kind::template values<R>(u, steps, values);
+  for (int r = 0; r < R; ++r) Kind::close(values[r], u.shape.dim);
 }
 
 template <class Kind>
@@ -126,6 +129,7 @@ void run_unit(const Task& t, const Block& b, int32_t unit, int32_t tile, const S
   if (all.begin >= all.end) {
     for (int32_t i = 0; i < size; ++i) clear_record(records[i], dim);
   } else {
+    u.tokens = all;
     u.first = all.begin / kRecord;
     u.last = static_cast<int32_t>(round_up(all.end, kRecord) / kRecord);
     u.packed = s.packed + int64_t{begin} * dim * Kind::kQueryBytes;
@@ -163,9 +167,18 @@ void run_block(const Task& t, const Block& b, const Scratch& s) {
     for (int32_t i = 0; i < b.queries; ++i) clear_record(s.state + i * partial_floats(dim), dim);
   Ahead ahead;
   const uint8_t* found[2][kRecords];
-  Unit u = {nullptr,   0,         0,     shape,
-            t.a->softcap, nullptr,  nullptr, nullptr,
-            s.factors, s.factors + kTile, s.scores, s.bytes, &ahead};
+  const uint8_t* opened[kRecords];
+  const TileScratch ready = {opened, s.factors, s.factors + kTile, s.factors + 2 * kTile, s.unpacked};
+  Unit u;
+  u.records = opened;
+  u.shape = Kind::opened_shape(dim);
+  u.softcap = t.a->softcap;
+  u.key_factors = ready.key_factors;
+  u.value_factors = ready.value_factors;
+  u.value_minima = ready.value_minima;
+  u.scores = s.scores;
+  u.bytes = s.bytes;
+  u.ahead = &ahead;
   Span rows[kBlockQueries];
   Span all = block_span(t, b, t.tile_begin);
   find_records(t, shape, t.tile_begin, all, found[0]);
@@ -179,8 +192,7 @@ void run_block(const Task& t, const Block& b, const Scratch& s) {
     if (here.begin >= here.end && !t.partials) continue;
     for (int32_t r = b.begin; r < b.end; ++r) rows[r - b.begin] = row_span(t, r, tile);
     for (int32_t i = here.begin / kRecord; i * kRecord < here.end; ++i)
-      Kind::unpack_factors(shape, records[i], s.factors + kRecord * i, s.factors + kTile + kRecord * i);
-    u.records = records;
+      Kind::open_record(shape, records[i], i, ready);
     for (int32_t unit = 0; unit < b.units; ++unit) run_unit<Kind>(t, b, unit, tile, rows, u, s);
     ahead.rest();
   }
@@ -207,6 +219,8 @@ void attend(const AttendArgs* a, const uint8_t* q, int64_t q_row_stride, const i
             uint8_t* scratch) {
   const Task t = {a, q, q_row_stride, positions, tile_begin, tile_end, partials, out, out_row_stride};
   if (a->kv->kind == KV_INT8) run_task<Int8>(t, rows, scratch);
+  if (a->kv->kind == KV_INT4) run_task<Int4>(t, rows, scratch);
+  if (a->kv->kind == KV_BF16) run_task<Bf16>(t, rows, scratch);
 }
 
 void merge(const float* partials, int32_t tiles, int32_t dim, float* out) {

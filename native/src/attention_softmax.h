@@ -87,37 +87,43 @@ static inline float span_max(const float* scores, Span span) {
 }
 
 struct Weights {
-  float max, sum, top;  // of scale * scores; of the weights; the largest of factor * weight
+  float sum;    // of the weights
+  float top;    // the largest of factor * weight
+  float shift;  // of minimum * weight
 };
 
-// scores -> factor * 2^(scale * score - max), in place.
-static inline Weights weigh_span(float* scores, float scale, float max, const float* factors, Span span,
-                                 Ahead& ahead) {
-  Weights r;
-  r.max = max;
-  const F16 minus = f_set(r.max == -HUGE_VALF ? 0.0f : -r.max), by = f_set(scale);
-  F16 sum = f_set(0.0f), top = f_set(0.0f);
+// scores -> factor * 2^(scale * score - max), in place. factors: null for 1; minima: null for 0.
+template <bool Factors, bool Minima>
+static inline Weights weigh_span(float* scores, float scale, float max, const float* factors, const float* minima,
+                                 Span span, Ahead& ahead) {
+  const F16 minus = f_set(max == -HUGE_VALF ? 0.0f : -max), by = f_set(scale);
+  F16 sum = f_set(0.0f), top = f_set(0.0f), shift = f_set(0.0f);
   each_record(span, [&](int32_t i, M16 m, auto partial) {
     ahead.some();
     F16 p = f_weight(f_fma(f_load(scores + kRecord * i), by, minus));
     if (partial) p = f_keep(m, p);
     sum = f_add(p, sum);
-    F16 w = f_mul(p, f_load(factors + kRecord * i));
-    if (partial) w = f_keep(m, w);
-    top = f_max(w, top);
-    f_store(scores + kRecord * i, w);
+    if (Minima) {
+      const F16 low = f_load(minima + kRecord * i);
+      shift = f_fma(p, partial ? f_keep(m, low) : low, shift);
+    }
+    if (Factors) {
+      p = f_mul(p, f_load(factors + kRecord * i));
+      if (partial) p = f_keep(m, p);
+      top = f_max(p, top);
+    }
+    f_store(scores + kRecord * i, p);
   });
-  r.sum = f_sum(sum);
-  r.top = f_top(top);
-  return r;
+  return {f_sum(sum), Factors ? f_top(top) : 0.0f, Minima ? f_sum(shift) : 0.0f};
 }
 
-// Weights to bytes of 0..kTopWeight + 1, the largest becoming kTopWeight. The rounding error of each lane is carried
-// to the next record but one, so that many small weights beside a large one are not lost. Returns what one step is
-// worth. Bytes of the records [first, last) outside the span become 0.
+// Weights to bytes of 0..Top + 1, the largest becoming Top. The rounding error of each lane is carried to the next
+// record but one, so that many small weights beside a large one are not lost. Returns what one step is worth. Bytes of
+// the records [first, last) outside the span become 0.
+template <int Top>
 static inline float to_weight_bytes(const float* weights, float top, Span span, int32_t first, int32_t last,
                                     uint8_t* bytes) {
-  const F16 inverse = f_set(top > 1e-30f ? kTopWeight / top : top == top ? 0.0f : top), rounder = f_set(kRounder);
+  const F16 inverse = f_set(top > 1e-30f ? Top / top : top == top ? 0.0f : top), rounder = f_set(kRounder);
   for (int32_t i = first; i < span.begin / kRecord; ++i) i_store_u8(bytes + kRecord * i, i_set(0));
   F16 error[2] = {f_set(0.0f), f_set(0.0f)};
   int32_t i = span.begin / kRecord;
@@ -129,7 +135,7 @@ static inline float to_weight_bytes(const float* weights, float top, Span span, 
     i_store_u8(bytes + kRecord * i, f_bits(shifted));
   }
   for (; i < last; ++i) i_store_u8(bytes + kRecord * i, i_set(0));
-  return top * (1.0f / kTopWeight);
+  return top * (1.0f / Top);
 }
 
 // to = to merged with from; both are records of (max, sum, dim values).

@@ -22,13 +22,6 @@ static inline uint16_t bf16_nearest(float x) {
   std::memcpy(&bits, &x, 4);
   return static_cast<uint16_t>(x == x ? (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16 : 0x7fc0u);
 }
-// bf16 of x, rounded towards minus infinity.
-static inline uint16_t bf16_down(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if (x != x) return 0x7fc0u;
-  return static_cast<uint16_t>((bits >> 31 ? bits + 0xffffu : bits) >> 16);
-}
 static inline float bf16_value(uint16_t h) {
   const uint32_t bits = static_cast<uint32_t>(h) << 16;
   float x;
@@ -37,9 +30,17 @@ static inline float bf16_value(uint16_t h) {
 }
 static inline void put_u16(uint8_t* p, uint16_t x) { std::memcpy(p, &x, 2); }
 
-// Unnormalised Hadamard transform of each block: additions only, one order. x and spare hold dim floats each; the
-// result is in the one returned.
-static inline float* rotate(float* x, float* spare, int32_t dim) {
+// to = x with each dim's sign.
+static inline void give_signs(const float* x, int32_t dim, float* to) {
+  for (int32_t i = 0; i < dim; i += 16) {
+    const M16 m = m_range(0, dim - i);
+    f_store_part(to + i, f_mul(f_load_part(x + i, m), f_load_part(kSigns.of + i, m)), m);
+  }
+}
+
+// Unnormalised Hadamard transform of each block: additions only, one order; its own inverse but for a factor of the
+// block's size. x and spare hold dim floats each; the result is in the one returned.
+static inline float* hadamard(float* x, float* spare, int32_t dim) {
   const int32_t block = rotation_block(dim), half = block / 2;
   for (int32_t width = 1; width < block; width *= 2) {
     for (int32_t b = 0; b < dim; b += block)
@@ -52,6 +53,24 @@ static inline float* rotate(float* x, float* spare, int32_t dim) {
     spare = t;
   }
   return x;
+}
+
+// x rotated; the result lies in one of the two buffers.
+static inline const float* rotate(const float* x, int32_t dim, float* a, float* b) {
+  give_signs(x, dim, a);
+  return hadamard(a, b, dim);
+}
+
+// x back from a rotation, in place.
+static inline void rotate_back(float* x, int32_t dim) {
+  alignas(64) float a[kMaxDim], b[kMaxDim];
+  std::memcpy(a, x, sizeof(float) * static_cast<size_t>(dim));
+  const float* y = hadamard(a, b, dim);
+  const F16 scale = f_set(1.0f / static_cast<float>(rotation_block(dim)));
+  for (int32_t i = 0; i < dim; i += 16) {
+    const M16 m = m_range(0, dim - i);
+    f_store_part(x + i, f_mul(f_mul(f_load_part(y + i, m), scale), f_load_part(kSigns.of + i, m)), m);
+  }
 }
 
 static inline float largest(const float* x, int32_t n) {
@@ -78,19 +97,20 @@ static inline void to_bytes(const float* x, float inverse, int32_t n, int8_t* ou
 // A value below this is kept as zero: its inverse would not be finite.
 constexpr float kSmallest = 1e-30f;
 
-struct ByteScale {
+struct Scale {
   uint16_t stored;
   float inverse;
 };
-static inline ByteScale byte_scale(float top) {
+// Of values up to `top` in size that become whole numbers up to `levels`.
+static inline Scale scale_for(float top, float levels) {
   if (top < kSmallest) return {0, 0.0f};
-  const uint16_t stored = bf16_up(top * (1.0f / 127.0f));
+  const uint16_t stored = bf16_up(top / levels);
   return {stored, top == top ? 1.0f / bf16_value(stored) : 0.0f};
 }
 
 static inline void write_int8(const RecordShape& s, uint8_t* record, int32_t t, const float* k, const float* v) {
   alignas(64) int8_t bytes[kMaxDim];
-  const ByteScale ks = byte_scale(largest(k, s.dim));
+  const Scale ks = scale_for(largest(k, s.dim), 127.0f);
   to_bytes(k, ks.inverse, s.dim, bytes);
   for (int32_t i = 0; i < s.dim; i += 4) {
     uint32_t four;
@@ -98,7 +118,7 @@ static inline void write_int8(const RecordShape& s, uint8_t* record, int32_t t, 
     four ^= 0x80808080u;
     std::memcpy(record + 16 * i + 4 * t, &four, 4);
   }
-  const ByteScale vs = byte_scale(largest(v, s.dim));
+  const Scale vs = scale_for(largest(v, s.dim), 127.0f);
   to_bytes(v, vs.inverse, s.dim, bytes);
   for (int32_t i = s.dim; i < 16 * s.vectors; ++i) bytes[i] = 0;
   uint8_t* values = record + s.values + 64 * (t / 4) + t % 4;
@@ -108,19 +128,74 @@ static inline void write_int8(const RecordShape& s, uint8_t* record, int32_t t, 
   put_u16(record + s.scales + 2 * (kRecord + t), vs.stored);
 }
 
+// Puts the low four bits of `bits` into one half of a byte, leaving the other half alone.
+static inline void put_nibble(uint8_t* p, int32_t high, uint32_t bits) {
+  *p = static_cast<uint8_t>(high ? (*p & 0x0fu) | (bits << 4) : (*p & 0xf0u) | (bits & 0x0fu));
+}
+
+static inline void write_int4_key(const RecordShape& s, uint8_t* record, int32_t t, const float* k) {
+  alignas(64) int8_t bytes[kMaxDim];
+  const Scale scale = scale_for(largest(k, s.dim), 31.0f);
+  to_bytes(k, scale.inverse, s.dim, bytes);
+  uint8_t* upper = record + 64 * (s.dim / 8);
+  for (int32_t d = 0; d < s.dim; ++d) {
+    const uint32_t bits = static_cast<uint32_t>(bytes[d] + 32);
+    put_nibble(record + 64 * (d / 8) + 4 * t + d % 4, d % 8 / 4, bits & 15u);
+    uint8_t* p = upper + 64 * (d / 16) + 4 * t + d % 4;
+    const uint32_t shift = static_cast<uint32_t>(d % 16 / 4 * 2);
+    *p = static_cast<uint8_t>((*p & ~(3u << shift)) | (bits >> 4 << shift));
+  }
+  put_u16(record + s.scales + 2 * t, scale.stored);
+}
+
+static inline void write_int4_value(const RecordShape& s, uint8_t* record, int32_t t, const float* v) {
+  alignas(64) int8_t bytes[kMaxDim];
+  alignas(64) float shifted[kMaxDim];
+  float low = v[0];
+  for (int32_t d = 1; d < s.dim; ++d) low = v[d] < low ? v[d] : low;
+  const float top = largest(v, s.dim);  // NaN if any value is not finite
+  const uint16_t minimum = bf16_nearest(top == top ? low : top);
+  for (int32_t d = 0; d < s.dim; ++d) {  // the rounded minimum may lie above the lowest value by a little
+    const float x = v[d] - bf16_value(minimum);
+    shifted[d] = x > 0.0f ? x : 0.0f;
+  }
+  const Scale scale = scale_for(largest(shifted, s.dim), 15.0f);
+  to_bytes(shifted, scale.inverse, s.dim, bytes);
+  uint8_t* values = record + s.values + 64 * (t / 8) + t % 4;
+  for (int32_t d = 0; d < s.dim; ++d)
+    put_nibble(values + 128 * (d / 16) + 4 * (d % 16), t % 8 / 4, static_cast<uint32_t>(bytes[d]));
+  put_u16(record + s.scales + 2 * (kRecord + t), scale.stored);
+  put_u16(record + s.scales + 2 * (2 * kRecord + t), minimum);
+}
+
+static inline void write_bf16(const RecordShape& s, uint8_t* record, int32_t t, const float* k, const float* v) {
+  for (int32_t d = 0; d < s.dim; ++d) put_u16(record + 64 * (d / 2) + 4 * t + d % 2 * 2, bf16_nearest(k[d]));
+  uint8_t* values = record + s.values + 64 * (t / 2) + t % 2 * 2;
+  for (int32_t d = 0; d < s.dim; ++d) put_u16(values + 512 * (d / 16) + 4 * (d % 16), bf16_nearest(v[d]));
+}
+
 void kv_write(const KvLayout* kv, uint8_t* page, int32_t head, int32_t offset, const float* k, const float* v) {
   const RecordShape s = record_shape(kv->kind, kv->dim);
   uint8_t* record = page + head * kv->head_bytes + offset / kRecord * s.bytes;
   const int32_t t = offset % kRecord;
+  if (kv->kind == KV_BF16) return write_bf16(s, record, t, k, v);
   alignas(64) float a[kMaxDim], b[kMaxDim];
-  std::memcpy(a, k, sizeof(float) * static_cast<size_t>(s.dim));
-  if (kv->kind == KV_INT8) write_int8(s, record, t, rotate(a, b, s.dim), v);
+  const float* keys = rotate(k, s.dim, a, b);
+  if (kv->kind == KV_INT8) return write_int8(s, record, t, keys, v);
+  write_int4_key(s, record, t, keys);
+  write_int4_value(s, record, t, rotate(v, s.dim, a, b));
 }
 
 void prepare_q(const KvLayout* kv, const float* q, float scale, uint8_t* out) {
+  if (kv->kind == KV_BF16) {
+    for (int32_t i = 0; i < kv->dim; i += 16) {
+      const M16 m = m_range(0, kv->dim - i);
+      f_store_part(reinterpret_cast<float*>(out) + i, f_mul(f_load_part(q + i, m), f_set(scale)), m);
+    }
+    return;
+  }
   alignas(64) float a[kMaxDim], b[kMaxDim];
-  std::memcpy(a, q, sizeof(float) * static_cast<size_t>(kv->dim));
-  const float* x = rotate(a, b, kv->dim);
+  const float* x = rotate(q, kv->dim, a, b);
   const float top = largest(x, kv->dim);
   const float inverse = top < kSmallest ? 0.0f : 127.0f / top;
   int8_t* bytes = reinterpret_cast<int8_t*>(out + kQueryHead);

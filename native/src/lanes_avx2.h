@@ -149,6 +149,28 @@ static inline B64 b_high_nibbles(B64 x) {
   const __m256i low = _mm256_set1_epi8(15);
   return {_mm256_and_si256(_mm256_srli_epi16(x.a, 4), low), _mm256_and_si256(_mm256_srli_epi16(x.b, 4), low)};
 }
+static inline void b_store(uint8_t* p, B64 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), x.b);
+}
+template <int Shift>
+static inline __m256i join_half(__m256i nibbles, __m256i upper) {
+  const __m256i at = Shift >= 0 ? _mm256_slli_epi16(upper, Shift & 7) : _mm256_srli_epi16(upper, -Shift & 7);
+  return _mm256_or_si256(nibbles, _mm256_and_si256(at, _mm256_set1_epi8(0x30)));
+}
+// Two more bits, bits 4 and 5, from `upper` shifted left by Shift (right if negative).
+template <int Shift>
+static inline B64 b_join(B64 nibbles, B64 upper) {
+  return {join_half<Shift>(nibbles.a, upper.a), join_half<Shift>(nibbles.b, upper.b)};
+}
+// 64 bytes of bf16 as sixteen pairs: the first of each pair, the second of each.
+static inline F16 f_first_bf16(B64 x) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(x.a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(x.b, 16))};
+}
+static inline F16 f_second_bf16(B64 x) {
+  const __m256i upper = _mm256_set1_epi32(-65536);
+  return {_mm256_castsi256_ps(_mm256_and_si256(x.a, upper)), _mm256_castsi256_ps(_mm256_and_si256(x.b, upper))};
+}
 static inline __m256i dot_half(__m256i sum, __m256i u, __m256i s) {
   return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
 }
@@ -163,9 +185,10 @@ static inline __m256i dot_offset_half(__m256i sum, __m256i u, __m256i s) {
 static inline I16 i_dot_offset(I16 sum, B64 u, B64 s) {
   return {dot_offset_half(sum.a, u.a, s.a), dot_offset_half(sum.b, u.b, s.b)};
 }
-constexpr int kTopWeight = 126;  // the largest quantised weight, less one: two products with any value fit 16 bits
+constexpr int kMostWeight = 126;  // the largest quantised weight, less one: two products with any value fit 16 bits
 constexpr int kMaxUnit = 3;      // queries computed together
 constexpr int kSubs = 1;         // records of keys computed together
+constexpr int kFloatSubs = 1;    // the same for float keys, which need registers to widen
 constexpr int kValueVectors = 1;  // sixteens of value dims computed together
 
 // Lanes meet 8 apart, then 4, 2, 1: the same order at every level.

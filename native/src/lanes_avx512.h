@@ -90,6 +90,18 @@ static inline B64 b_low_nibbles(B64 a) { return {_mm512_and_si512(a.v, _mm512_se
 static inline B64 b_high_nibbles(B64 a) {
   return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
 }
+static inline void b_store(uint8_t* p, B64 a) { _mm512_storeu_si512(p, a.v); }
+// Two more bits, bits 4 and 5, from `upper` shifted left by Shift (right if negative).
+template <int Shift>
+static inline B64 b_join(B64 nibbles, B64 upper) {
+  const __m512i at = Shift >= 0 ? _mm512_slli_epi16(upper.v, Shift & 7) : _mm512_srli_epi16(upper.v, -Shift & 7);
+  return {_mm512_or_si512(nibbles.v, _mm512_and_si512(at, _mm512_set1_epi8(0x30)))};
+}
+// 64 bytes of bf16 as sixteen pairs: the first of each pair, the second of each.
+static inline F16 f_first_bf16(B64 a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(a.v, 16))}; }
+static inline F16 f_second_bf16(B64 a) {
+  return {_mm512_castsi512_ps(_mm512_and_si512(a.v, _mm512_set1_epi32(-65536)))};
+}
 // Each lane gains the dot product of its four unsigned and four signed bytes.
 // (By name, not by intrinsic: GCC 12 copies the sum before each intrinsic and spills whole blocks of sums.)
 static inline I16 i_dot(I16 sum, B64 u, B64 s) {
@@ -99,9 +111,10 @@ static inline I16 i_dot(I16 sum, B64 u, B64 s) {
 // The same for u stored with 128 added; kOffsetStays says that 128 * (sum of s) is still in the result.
 constexpr bool kOffsetStays = true;
 static inline I16 i_dot_offset(I16 sum, B64 u, B64 s) { return i_dot(sum, u, s); }
-constexpr int kTopWeight = 254;  // the largest quantised weight, less one: any byte times any value fits i_dot
+constexpr int kMostWeight = 254;  // the largest quantised weight, less one: any byte times any value fits i_dot
 constexpr int kMaxUnit = 6;      // queries computed together
 constexpr int kSubs = 4;         // records of keys computed together
+constexpr int kFloatSubs = 3;    // the same for float keys, which need registers to widen
 constexpr int kValueVectors = 4;  // sixteens of value dims computed together
 
 // Lanes meet 8 apart, then 4, 2, 1: the same order at every level.

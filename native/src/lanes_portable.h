@@ -209,6 +209,33 @@ static inline B64 b_high_nibbles(B64 x) {
   for (int i = 0; i < 64; ++i) x.v[i] >>= 4;
   return x;
 }
+static inline void b_store(uint8_t* p, B64 x) { std::memcpy(p, x.v, 64); }
+// Two more bits, bits 4 and 5, from `upper` shifted left by Shift (right if negative).
+template <int Shift>
+static inline B64 b_join(B64 nibbles, B64 upper) {
+  for (int i = 0; i < 64; ++i) {
+    const int at = Shift >= 0 ? upper.v[i] << (Shift & 7) : upper.v[i] >> (-Shift & 7);
+    nibbles.v[i] = static_cast<uint8_t>(nibbles.v[i] | (at & 0x30));
+  }
+  return nibbles;
+}
+// 64 bytes of bf16 as sixteen pairs: the first of each pair, the second of each.
+static inline F16 f_first_bf16(B64 x) {
+  uint32_t bits[16];
+  std::memcpy(bits, x.v, 64);
+  for (uint32_t& b : bits) b <<= 16;
+  F16 r;
+  std::memcpy(r.v, bits, 64);
+  return r;
+}
+static inline F16 f_second_bf16(B64 x) {
+  uint32_t bits[16];
+  std::memcpy(bits, x.v, 64);
+  for (uint32_t& b : bits) b &= 0xffff0000u;
+  F16 r;
+  std::memcpy(r.v, bits, 64);
+  return r;
+}
 // Each lane gains the dot product of its four unsigned and four signed bytes.
 static inline I16 i_dot(I16 sum, B64 u, B64 s) {
   for (int i = 0; i < 16; ++i)
@@ -218,9 +245,10 @@ static inline I16 i_dot(I16 sum, B64 u, B64 s) {
 // The same for u stored with 128 added; kOffsetStays says that 128 * (sum of s) is still in the result.
 constexpr bool kOffsetStays = true;
 static inline I16 i_dot_offset(I16 sum, B64 u, B64 s) { return i_dot(sum, u, s); }
-constexpr int kTopWeight = 254;  // the largest quantised weight, less one
+constexpr int kMostWeight = 254;  // the largest quantised weight, less one
 constexpr int kMaxUnit = 3;      // queries computed together
 constexpr int kSubs = 1;         // records of keys computed together
+constexpr int kFloatSubs = 1;    // the same for float keys, which need registers to widen
 constexpr int kValueVectors = 1;  // sixteens of value dims computed together
 
 // Lanes meet 8 apart, then 4, 2, 1: the same order at every level.
