@@ -45,31 +45,32 @@ void float_tile(const uint8_t* block, int64_t K, const float* x, int64_t stride,
   each<NB * R>([&](auto i) LG_INLINE { _mm512_store_ps(tile + 16 * i, acc[i]); });
 }
 
-using FloatFn = void (*)(const uint8_t* block, int64_t K, const float* x, int64_t stride, float* tile);
-
+// One function for each number of rows and of blocks side by side; 4 blocks for 1 or 2 rows only.
 template <int KIND>
-FloatFn float_fn(int NB, int R) {
-#define LG_ROWS(nb, n) float_tile<KIND, nb, n>
-#define LG_ALL(nb)                                                                                                \
-  {LG_ROWS(nb, 1), LG_ROWS(nb, 2), LG_ROWS(nb, 3), LG_ROWS(nb, 4),  LG_ROWS(nb, 5),  LG_ROWS(nb, 6),              \
-   LG_ROWS(nb, 7), LG_ROWS(nb, 8), LG_ROWS(nb, 9), LG_ROWS(nb, 10), LG_ROWS(nb, 11), LG_ROWS(nb, 12)}
-  constexpr FloatFn one[kMaxRows] = LG_ALL(1), two[kMaxRows] = LG_ALL(2);
-  constexpr FloatFn four[2] = {LG_ROWS(4, 1), LG_ROWS(4, 2)};
-#undef LG_ALL
-#undef LG_ROWS
-  return (NB == 4 ? four : NB == 2 ? two : one)[R - 1];
-}
+struct FloatTable {
+  using Fn = void (*)(const uint8_t* block, int64_t K, const float* x, int64_t stride, float* tile);
+  Fn one[kMaxRows + 1] = {}, two[kMaxRows + 1] = {}, four[3] = {};
+
+  constexpr FloatTable() {
+    each<kMaxRows>([&](auto r) {
+      one[r + 1] = float_tile<KIND, 1, r + 1>;
+      two[r + 1] = float_tile<KIND, 2, r + 1>;
+    });
+    each<2>([&](auto r) { four[r + 1] = float_tile<KIND, 4, r + 1>; });
+  }
+};
 
 // Rows [row, row + n) of output blocks [begin, end); pairs when gated.
 template <int KIND>
 void float_chunk(const PackedLinear& w, const float* x, int64_t stride, int n, int64_t begin, int64_t end, float* out,
                  int64_t out_stride, int32_t epilogue) {
+  constexpr FloatTable<KIND> table;
   const int parts = w.gated ? 2 : 1, widest = n <= 2 ? 4 : 2;
   alignas(64) float tile[2 * kMaxRows * kLanes];
   for (int64_t b = begin * parts; b < end * parts;) {
     int count = widest;
     while (count > end * parts - b) count /= 2;
-    float_fn<KIND>(count, n)(w.data + b * block_bytes(KIND, w.cols), w.cols, x, stride, tile);
+    (count == 4 ? table.four : count == 2 ? table.two : table.one)[n](w.data + b * block_bytes(KIND, w.cols), w.cols, x, stride, tile);
     for (int i = 0; i < count; i += parts) store_tile(w, tile + i * n * kLanes, n, (b + i) / parts, epilogue, out, out_stride);
     b += count;
   }
@@ -77,10 +78,10 @@ void float_chunk(const PackedLinear& w, const float* x, int64_t stride, int n, i
 
 template <int KIND>
 void run_float(const PackedLinear& w, const uint8_t* act, int64_t act_stride, int M, int64_t begin, int64_t end, float* out,
-               int64_t out_stride, int32_t epilogue, uint8_t*) {
+               int64_t out_stride, int32_t epilogue) {
   const float* x = reinterpret_cast<const float*>(act);
   const int64_t stride = act_stride / 4;
-  const int step = tile_rows(w.cols), unit = w.gated ? 1 : 2;
+  const int step = tile_rows(act_stride), unit = w.gated ? 1 : 2;
   for (int row = 0; row < M; row += step) {
     const int rows = step < M - row ? step : M - row, R = chunk_rows(rows);
     // A few blocks at a time serve all rows of the tile, so that weights come from memory once.

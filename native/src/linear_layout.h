@@ -75,21 +75,14 @@ constexpr int offset_bits(int kind) {
   return kind == W_Q8_0 ? 7 : kind == W_Q4_0 ? 3 : kind == W_Q5_0 ? 4 : kind == W_Q6_K ? 5 : -1;
 }
 
-// A panel is one block with its weights as bytes (quads) and its scales as float32, a group after the other:
-// 512 bytes of quads, d[16], then m[16] where there is a minimum, or the two int scales as float (Q6_K).
-constexpr int64_t panel_group_bytes(int kind) { return has_min(kind) ? 640 : kind == W_Q6_K ? 704 : 576; }
-
-// Rows that one pass over a panel serves, and how many rows share an unpacked panel. The tile is bounded by L2.
+// Rows that a matrix kernel takes at once, and the bytes of rows that one sweep over the weights serves (half of a
+// small L2).
 constexpr int kMaxRows = 12;
 constexpr int64_t kTileBytes = 384 << 10;
 
-// A chunk of R <= kMaxRows rows regrouped for the matrix kernels, a group after the other:
-// int8 q[R][32], float d[R], float s[R], int32 c[R][2] where c is -offset * sum(q), by halves of 16 for Q6_K.
-constexpr int64_t chunk_group_bytes(int R) { return int64_t{48} * R; }
-
-inline int tile_rows(int64_t K) {
-  const int64_t rows = kTileBytes / (48 * (K / kGroup) + 1) / kMaxRows * kMaxRows;
-  return static_cast<int>(rows < 2 * kMaxRows ? 2 * kMaxRows : rows > 20 * kMaxRows ? 20 * kMaxRows : rows);
+inline int tile_rows(int64_t row_bytes) {
+  const int64_t chunks = kTileBytes / row_bytes / kMaxRows;
+  return static_cast<int>(chunks < 2 ? 2 * kMaxRows : chunks > 40 ? 40 * kMaxRows : chunks * kMaxRows);
 }
 
 // Rows are cut into equal chunks, so that 13 rows run as 7 + 6.
@@ -98,19 +91,13 @@ inline int chunk_rows(int M) {
   return (M + chunks - 1) / chunks;
 }
 
-// A record of quantize_row.
-struct RowView {
-  const int8_t* q;
-  const float* d;
-  const float* s;
-  const int32_t* isum;
+// A group of a record of quantize_row.
+struct QGroup {
+  int8_t q[kGroup];
+  float d, s;
+  int32_t minus[2];
 };
-
-inline RowView row_view(const uint8_t* record, int64_t K) {
-  const int64_t G = K / kGroup;
-  const float* d = reinterpret_cast<const float*>(record + K);
-  return {reinterpret_cast<const int8_t*>(record), d, d + G, reinterpret_cast<const int32_t*>(d + 2 * G)};
-}
+static_assert(sizeof(QGroup) == 48, "the record of kernels.h");
 
 // Groups whose largest magnitude is below this become zeros: 127 / amax must not overflow.
 constexpr float kTinyAmax = 0x1p-119f;
@@ -122,14 +109,14 @@ struct Int {
 
 // Unrolls at once, before the compiler decides what lives in registers.
 template <int I, int N, class F>
-inline __attribute__((always_inline)) void each_from(F& f) {
+constexpr inline __attribute__((always_inline)) void each_from(F& f) {
   if constexpr (I < N) {
     f(Int<I>{});
     each_from<I + 1, N>(f);
   }
 }
 template <int N, class F>
-inline __attribute__((always_inline)) void each(F&& f) {
+constexpr inline __attribute__((always_inline)) void each(F&& f) {
   each_from<0, N>(f);
 }
 #define LG_INLINE __attribute__((always_inline))

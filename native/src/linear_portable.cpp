@@ -83,8 +83,8 @@ void dot(const int16_t (*w)[kLanes], const int8_t* a, int count, int32_t* sum) {
   }
 }
 
-void add_group(int kind, const Group& x, const RowView& row, int64_t g, float* acc) {
-  const int8_t* a = row.q + kGroup * g;
+void add_group(int kind, const Group& x, const QGroup& row, float* acc) {
+  const int8_t* a = row.q;
   float dots[kLanes];
   int32_t sum[kLanes], second[kLanes];
   if (kind == W_Q6_K) {
@@ -95,9 +95,9 @@ void add_group(int kind, const Group& x, const RowView& row, int64_t g, float* a
     dot(x.w, a, kGroup, sum);
     for (int o = 0; o < kLanes; ++o) dots[o] = static_cast<float>(sum[o]);
   }
-  for (int o = 0; o < kLanes; ++o) acc[o] += dots[o] * (x.d[o] * row.d[g]);
+  for (int o = 0; o < kLanes; ++o) acc[o] += dots[o] * (x.d[o] * row.d);
   if (has_min(kind)) {
-    for (int o = 0; o < kLanes; ++o) acc[o] += x.m[o] * row.s[g];
+    for (int o = 0; o < kLanes; ++o) acc[o] += x.m[o] * row.s;
   }
 }
 
@@ -106,7 +106,7 @@ void quantized_tile(int kind, const uint8_t* block, int64_t K, const uint8_t* ac
   for (int64_t g = 0; g < K / kGroup; ++g) {
     Group x;
     read_group(kind, block, g, x);
-    for (int r = 0; r < rows; ++r) add_group(kind, x, row_view(act + r * stride, K), g, tile + r * kLanes);
+    for (int r = 0; r < rows; ++r) add_group(kind, x, reinterpret_cast<const QGroup*>(act + r * stride)[g], tile + r * kLanes);
   }
 }
 
@@ -183,22 +183,21 @@ void linear(const PackedLinear* w, const uint8_t* act, int64_t act_stride, int32
 }
 
 void quantize_row(const float* x, int64_t K, uint8_t* record) {
-  const int64_t G = K / kGroup;
-  float* scales = reinterpret_cast<float*>(record + K);
-  for (int64_t g = 0; g < G; ++g, x += kGroup) {
+  QGroup* groups = reinterpret_cast<QGroup*>(record);
+  for (int64_t g = 0; g < K / kGroup; ++g, x += kGroup) {
     uint32_t most = 0;
     for (int i = 0; i < kGroup; ++i) {
       const uint32_t magnitude = float_to_bits(x[i]) & 0x7fffffffu;
       most = magnitude > most ? magnitude : most;
     }
     const GroupScale scale = group_scale(most);
-    int32_t sum = 0;
+    int32_t sum[2] = {0, 0};
     for (int i = 0; i < kGroup; ++i) {
       const int32_t q = scale.factor == 0.0f ? 0 : static_cast<int32_t>(std::nearbyintf(x[i] * scale.factor));
-      record[kGroup * g + i] = static_cast<uint8_t>(q);
-      sum += q;
+      groups[g].q[i] = static_cast<int8_t>(q);
+      sum[i / 16] += q;
     }
-    put_group_scale(scales, G, g, scale.d, sum);
+    put_group_scale(groups[g], scale.d, sum[0], sum[1]);
   }
   zero_padding(record, K);
 }

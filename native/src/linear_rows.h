@@ -51,15 +51,15 @@ inline GroupScale group_scale(uint32_t most) {
   return {127.0f / amax, amax / 127.0f};
 }
 
-// Writes group g's three numbers; `scales` is the record's d[G], followed by s[G] and isum[G].
-inline void put_group_scale(float* scales, int64_t G, int64_t g, float d, int32_t sum) {
-  scales[g] = d;
-  scales[G + g] = d * static_cast<float>(sum);
-  std::memcpy(scales + 2 * G + g, &sum, 4);
+inline void put_group_scale(QGroup& group, float d, int32_t first, int32_t second) {
+  group.d = d;
+  group.s = d * static_cast<float>(first + second);
+  group.minus[0] = -first;
+  group.minus[1] = -second;
 }
 
 inline void zero_padding(uint8_t* record, int64_t K) {
-  const int64_t used = K + 12 * (K / kGroup);
+  const int64_t used = K / kGroup * static_cast<int64_t>(sizeof(QGroup));
   std::memset(record + used, 0, static_cast<size_t>(align_up(used) - used));
 }
 

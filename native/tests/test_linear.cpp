@@ -147,6 +147,19 @@ std::vector<float> random_rows(Random& rng, int64_t rows, int64_t cols) {
 }
 
 // ---------------------------------------------------------------- quantised rows
+struct Group {
+  int8_t q[32];
+  float d, s;
+  int32_t minus[2];
+};
+
+Group group_of(const uint8_t* record, int64_t g) {
+  Group group;
+  static_assert(sizeof group == 48, "the record of kernels.h");
+  std::memcpy(&group, record + 48 * g, 48);
+  return group;
+}
+
 // q and d of a record straight from the definition; the kernels may differ by nothing.
 void check_quantize(const Kernels& k, Random& rng) {
   for (int64_t K : {32, 64, 576, 1536}) {
@@ -156,28 +169,25 @@ void check_quantize(const Kernels& k, Random& rng) {
       for (int i = 32; i < 64; ++i) x[static_cast<size_t>(i)] = static_cast<float>(i - 47) * 0.5f;  // halves: ties to even
       x[40] = 63.5f;
     }
-    const int64_t bytes = qrow_bytes(K), G = K / 32;
+    const int64_t bytes = qrow_bytes(K);
     std::vector<uint8_t> record(static_cast<size_t>(bytes) + 64, 0xAB);
     k.quantize_row(x.data(), K, record.data());
     for (int i = 0; i < 64; ++i) expect(record[static_cast<size_t>(bytes + i)] == 0xAB, std::string(k.name) + " quantize_row past its record");
-    std::vector<float> d(static_cast<size_t>(2 * G));
-    std::vector<int32_t> isum(static_cast<size_t>(G));
-    std::memcpy(d.data(), record.data() + K, static_cast<size_t>(8 * G));
-    std::memcpy(isum.data(), record.data() + K + 8 * G, static_cast<size_t>(4 * G));
-    for (int64_t g = 0; g < G; ++g) {
+    for (int64_t g = 0; g < K / 32; ++g) {
+      const Group group = group_of(record.data(), g);
       float amax = 0.0f;
-      int sum = 0;
+      int sum[2] = {0, 0};
       for (int i = 0; i < 32; ++i) amax = std::fmax(amax, std::fabs(x[static_cast<size_t>(32 * g + i)]));
       const float factor = amax == 0.0f ? 0.0f : 127.0f / amax;
       for (int i = 0; i < 32; ++i) {
         const float scaled = x[static_cast<size_t>(32 * g + i)] * factor;
-        const int q = static_cast<int8_t>(record[static_cast<size_t>(32 * g + i)]);
+        const int q = group.q[i];
         expect(q == static_cast<int>(std::nearbyint(scaled)), std::string(k.name) + " quantize_row q");
-        sum += q;
+        sum[i / 16] += q;
       }
-      expect(d[static_cast<size_t>(g)] == amax / 127.0f, std::string(k.name) + " quantize_row d");
-      expect(isum[static_cast<size_t>(g)] == sum, std::string(k.name) + " quantize_row isum");
-      expect(d[static_cast<size_t>(G + g)] == d[static_cast<size_t>(g)] * static_cast<float>(sum), std::string(k.name) + " quantize_row s");
+      expect(group.d == amax / 127.0f, std::string(k.name) + " quantize_row d");
+      expect(group.minus[0] == -sum[0] && group.minus[1] == -sum[1], std::string(k.name) + " quantize_row minus");
+      expect(group.s == group.d * static_cast<float>(sum[0] + sum[1]), std::string(k.name) + " quantize_row s");
     }
   }
 }
@@ -190,16 +200,14 @@ void check_quantize_odd(const Kernels& k) {
     x[33] = 0.0f;
     alignas(64) uint8_t record[128];
     k.quantize_row(x, 64, record);
-    float d[2], s[2];
-    std::memcpy(d, record + 64, 8);
-    std::memcpy(s, record + 72, 8);
+    const Group first = group_of(record, 0), second = group_of(record, 1);
     const bool finite = std::isfinite(odd);
-    expect(d[0] == 2.0f / 127.0f, std::string(k.name) + " odd: neighbour group");
-    expect(finite ? std::isfinite(d[1]) : std::isnan(d[1]) && std::isnan(s[1]), std::string(k.name) + " odd: scale");
+    expect(first.d == 2.0f / 127.0f, std::string(k.name) + " odd: neighbour group");
+    expect(finite ? std::isfinite(second.d) : std::isnan(second.d) && std::isnan(second.s), std::string(k.name) + " odd: scale");
     if (!finite || odd < 1e-40f) {
-      for (int i = 32; i < 64; ++i) expect(record[i] == 0, std::string(k.name) + " odd: q");
+      for (int i = 32; i < 64; ++i) expect(second.q[i - 32] == 0, std::string(k.name) + " odd: q");
     } else {
-      expect(static_cast<int8_t>(record[32]) == 127, std::string(k.name) + " odd: largest");
+      expect(second.q[0] == 127, std::string(k.name) + " odd: largest");
     }
   }
 }
@@ -298,9 +306,8 @@ void reference(const World& world, const uint8_t* act, int n, double* y, double*
   for (int64_t k = 0; k < K; ++k) {
     double a;
     if (takes_quantized_rows(world.c.kind)) {
-      float d;
-      std::memcpy(&d, act + K + k / 32 * 4, 4);
-      a = static_cast<double>(d) * static_cast<int8_t>(act[k]);
+      const Group group = group_of(act, k / 32);
+      a = static_cast<double>(group.d) * group.q[k % 32];
     } else {
       float x;
       std::memcpy(&x, act + 4 * k, 4);
