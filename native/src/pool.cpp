@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 
@@ -16,9 +17,8 @@ namespace lg {
 namespace {
 
 // Longer than the host's work between two steps at batch 1, shorter than anything a person's idle machine would notice.
-constexpr int64_t kSpinNs = 400 * 1000;
-// More workers than processors: the one waited for may need the very processor that spins.
-constexpr int64_t kCrowdedSpinNs = 2 * 1000;
+constexpr int64_t kLongestSpinNs = 400 * 1000;
+constexpr int64_t kShortestSpinNs = 4 * 1000;
 
 inline void pause_cpu() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -38,15 +38,17 @@ int64_t now_ns() {
 void Worker::barrier() { pool->arrive(*this); }
 
 int64_t Worker::take(int32_t owner) {
-  return pool->tickets_[owner].next[phase & 1].fetch_add(1, std::memory_order_relaxed);
+  return pool->seats_[owner].next[phase & 1].fetch_add(1, std::memory_order_relaxed);
 }
 
 Pool::Pool(int32_t threads, std::vector<std::vector<int32_t>> cpu_sets)
     : count_(threads),
-      spin_ns_(threads > allowed_cpu_count() ? kCrowdedSpinNs : kSpinNs),
+      // More workers than processors: the one waited for may need the very processor that spins.
+      longest_spin_ns_(threads > allowed_cpu_count() ? kShortestSpinNs : kLongestSpinNs),
       owner_pid_(getpid()),
       cpu_sets_(std::move(cpu_sets)),
-      tickets_(new Tickets[threads]) {
+      seats_(new Seat[threads]) {
+  for (int32_t id = 0; id < threads; ++id) seats_[id].in_phase.ns = seats_[id].between_jobs.ns = longest_spin_ns_;
   // Signals belong to the host's threads, never to ours.
   sigset_t all, before;
   sigfillset(&all);
@@ -90,7 +92,7 @@ void Pool::bind(int32_t id) {
 }
 
 void Pool::clear(const Worker& worker) {
-  Tickets& mine = tickets_[worker.id];
+  Seat& mine = seats_[worker.id];
   mine.next[0].store(0, std::memory_order_relaxed);
   mine.next[1].store(0, std::memory_order_relaxed);
 }
@@ -99,7 +101,7 @@ void Pool::loop(int32_t id) {
   bind(id);
   uint32_t seen = 0;
   for (;;) {
-    wait([&] { return epoch_.load(std::memory_order_seq_cst) != seen; });
+    wait(&seats_[id].between_jobs, [&] { return epoch_.load(std::memory_order_seq_cst) != seen; });
     ++seen;
     if (stopping_) return;
     Worker worker{this, id, count_, 0};
@@ -135,27 +137,31 @@ void Pool::arrive(Worker& worker) {
       phase_.store(before + 1, std::memory_order_seq_cst);
       wake();
     } else {
-      wait([&] { return phase_.load(std::memory_order_seq_cst) != before; });
+      wait(&seats_[worker.id].in_phase, [&] { return phase_.load(std::memory_order_seq_cst) != before; });
     }
   }
   ++worker.phase;
   // All have left the phase before, and none reaches the next one before this worker does.
-  tickets_[worker.id].next[(worker.phase + 1) & 1].store(0, std::memory_order_relaxed);
+  seats_[worker.id].next[(worker.phase + 1) & 1].store(0, std::memory_order_relaxed);
 }
 
 template <class Changed>
-void Pool::wait(Changed changed) {
+void Pool::wait(Spin* spin, Changed changed) {
   for (int i = 0; i < 128; ++i) {
     if (changed()) return;
     pause_cpu();
   }
-  const int64_t deadline = now_ns() + spin_ns_;
+  const int64_t deadline = now_ns() + spin->ns;
   do {
     for (int i = 0; i < 32; ++i) {
-      if (changed()) return;
+      if (changed()) {
+        spin->ns = std::min(2 * spin->ns, longest_spin_ns_);
+        return;
+      }
       pause_cpu();
     }
   } while (now_ns() < deadline);
+  spin->ns = std::max(spin->ns / 2, kShortestSpinNs);
   sleepers_.fetch_add(1, std::memory_order_seq_cst);
   {
     std::unique_lock<std::mutex> lock(mutex_);

@@ -3,7 +3,7 @@
 // Knows: spinning, sleeping, barriers, tickets. Does not know: what a job computes.
 //
 // The caller of `run` is worker 0. Waiting is a bounded spin, then sleep: between the phases of a step nobody sleeps,
-// and an idle engine burns nothing. Inside a job, workers share work through tickets: `take(owner)` counts up from 0
+// an idle engine burns nothing, and where the machine is busy with others the spins shorten by themselves. Inside a job, workers share work through tickets: `take(owner)` counts up from 0
 // in every phase, so that a worker that is done can go on with another's share. Results must not depend on who did it.
 #pragma once
 #include <atomic>
@@ -46,9 +46,14 @@ class Pool {
 
  private:
   friend struct Worker;
-  // What a worker shares with the others: its ticket counters, one in use and one being cleared.
-  struct alignas(64) Tickets {
+  // How long to spin, learnt by one worker for one kind of wait: halved when a spin was in vain, doubled when it paid.
+  struct Spin {
+    int64_t ns;
+  };
+  // A worker's ticket counters, one in use and one being cleared, for all; and its spins, for itself.
+  struct alignas(64) Seat {
     std::atomic<int64_t> next[2];
+    alignas(64) Spin in_phase, between_jobs;
   };
 
   void loop(int32_t id);
@@ -58,14 +63,14 @@ class Pool {
   void clear(const Worker& worker);
   void stop();
   template <class Changed>
-  void wait(Changed changed);
+  void wait(Spin* spin, Changed changed);
   void wake();
 
   const int32_t count_;
-  const int64_t spin_ns_;
+  const int64_t longest_spin_ns_;
   const int64_t owner_pid_;
   const std::vector<std::vector<int32_t>> cpu_sets_;
-  std::unique_ptr<Tickets[]> tickets_;
+  std::unique_ptr<Seat[]> seats_;
 
   alignas(64) std::atomic<uint32_t> epoch_{0};    // jobs started
   alignas(64) std::atomic<uint32_t> phase_{0};    // barriers completed
