@@ -23,13 +23,17 @@ constexpr int kAlign = 64;
 inline int64_t round_up(int64_t x, int64_t m) { return (x + m - 1) / m * m; }
 
 // ---------------------------------------------------------------- rows of quantised activations
-// One record a row of K values (K % 32 == 0), its groups one after the other, 48 bytes each:
-//   int8  q[32]      round-to-nearest-even(x * 127 / amax of the group)
-//   float d          amax / 127
-//   float s          d * sum(q)                         for formats with a minimum
-//   int32 minus[2]   -sum(q[0..15]), -sum(q[16..31])    for formats with an integer offset
-// padded to 64 bytes. A group's numbers lie together so that a kernel reaches all of them from one pointer a row.
-inline int64_t qrow_bytes(int64_t K) { return round_up(K + 16 * (K / kGroup), kAlign); }
+// One record a row of K values (K % 32 == 0, G = K / 32 groups). A group is 8 quads of 4 values. The two quads with the
+// largest magnitudes are fine: their values have 16 bits, so that an outlier does not cost its neighbours their
+// precision; the other six have 8. With 8 bits for all, one token in fourteen of a small model is another one.
+//   int8  lo[K]      q = hi * 256 + lo = round-to-nearest-even(x / d)
+//   int8  hi[K]      zero outside the fine quads
+//   float d[G]       max(largest of the six / 127, largest / 32512)
+//   float s[G]       d * sum(q)            for formats with a minimum
+//   int32 isum[G]    sum(q)                for formats with an integer offset
+//   int32 fine[G]    the fine quads' numbers, first | second << 8
+// padded to 64 bytes. Magnitudes are compared without their three lowest bits, which hold the quad's number instead.
+inline int64_t qrow_bytes(int64_t K) { return round_up(2 * K + 16 * (K / kGroup), kAlign); }
 
 // ---------------------------------------------------------------- packed weights
 // Blocks of 16 outputs; N is padded to whole blocks with zero weights. Inside a block, groups of 32 k in order.

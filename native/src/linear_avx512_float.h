@@ -78,10 +78,10 @@ void float_chunk(const PackedLinear& w, const float* x, int64_t stride, int n, i
 
 template <int KIND>
 void run_float(const PackedLinear& w, const uint8_t* act, int64_t act_stride, int M, int64_t begin, int64_t end, float* out,
-               int64_t out_stride, int32_t epilogue) {
+               int64_t out_stride, int32_t epilogue, uint8_t*) {
   const float* x = reinterpret_cast<const float*>(act);
   const int64_t stride = act_stride / 4;
-  const int step = tile_rows(act_stride), unit = w.gated ? 1 : 2;
+  const int step = tile_rows(w.cols), unit = w.gated ? 1 : 2;
   for (int row = 0; row < M; row += step) {
     const int rows = step < M - row ? step : M - row, R = chunk_rows(rows);
     // A few blocks at a time serve all rows of the tile, so that weights come from memory once.

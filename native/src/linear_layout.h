@@ -75,14 +75,18 @@ constexpr int offset_bits(int kind) {
   return kind == W_Q8_0 ? 7 : kind == W_Q4_0 ? 3 : kind == W_Q5_0 ? 4 : kind == W_Q6_K ? 5 : -1;
 }
 
-// Rows that a matrix kernel takes at once, and the bytes of rows that one sweep over the weights serves (half of a
-// small L2).
+// Rows that a matrix kernel takes at once, and the bytes of regrouped rows that one sweep over the weights serves (L2).
 constexpr int kMaxRows = 12;
 constexpr int64_t kTileBytes = 384 << 10;
 
-inline int tile_rows(int64_t row_bytes) {
-  const int64_t chunks = kTileBytes / row_bytes / kMaxRows;
-  return static_cast<int>(chunks < 2 ? 2 * kMaxRows : chunks > 40 ? 40 * kMaxRows : chunks * kMaxRows);
+// A chunk of R <= kMaxRows rows regrouped for the matrix kernels, a group after the other:
+// int8 lo[R][32], float d[R], float s[R], int32 c[R][2] where c[0] is -offset * sum(q), or c holds two halves (Q6_K);
+// then the fine quads, int32 at[R][2] (64 * number) and int8 hi[R][2][4]; for Q6_K int8 hi[R][32] instead.
+constexpr int64_t chunk_group_bytes(int kind, int R) { return int64_t{kind == W_Q6_K ? 80 : 64} * R; }
+
+inline int tile_rows(int64_t K) {
+  const int64_t rows = kTileBytes / (64 * (K / kGroup) + 1) / kMaxRows * kMaxRows;
+  return static_cast<int>(rows < 2 * kMaxRows ? 2 * kMaxRows : rows > 20 * kMaxRows ? 20 * kMaxRows : rows);
 }
 
 // Rows are cut into equal chunks, so that 13 rows run as 7 + 6.
@@ -91,16 +95,26 @@ inline int chunk_rows(int M) {
   return (M + chunks - 1) / chunks;
 }
 
-// A group of a record of quantize_row.
-struct QGroup {
-  int8_t q[kGroup];
-  float d, s;
-  int32_t minus[2];
+// A record of quantize_row.
+struct RowView {
+  const int8_t* lo;
+  const int8_t* hi;
+  const float* d;
+  const float* s;
+  const int32_t* isum;
+  const int32_t* fine;
 };
-static_assert(sizeof(QGroup) == 48, "the record of kernels.h");
 
-// Groups whose largest magnitude is below this become zeros: 127 / amax must not overflow.
-constexpr float kTinyAmax = 0x1p-119f;
+inline RowView row_view(const uint8_t* record, int64_t K) {
+  const int64_t G = K / kGroup;
+  const int8_t* lo = reinterpret_cast<const int8_t*>(record);
+  const float* d = reinterpret_cast<const float*>(record + 2 * K);
+  const int32_t* isum = reinterpret_cast<const int32_t*>(d + 2 * G);
+  return {lo, lo + K, d, d + G, isum, isum + G};
+}
+
+// Groups whose largest magnitude is below this become zeros: 1 / d must not overflow.
+constexpr float kTinyAmax = 0x1p-100f;
 
 template <int N>
 struct Int {

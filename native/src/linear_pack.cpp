@@ -189,7 +189,11 @@ void pack_rows(int32_t kind, const uint8_t* src, int64_t n, int64_t cols, uint8_
   }
 }
 
-int64_t linear_scratch_bytes(int64_t) { return kAlign; }  // no level needs any today; an AMX one will, for its tiles
+// Chunks of a tile of rows, each padded; fewer columns never need more than this.
+int64_t linear_scratch_bytes(int64_t max_cols) {
+  const int64_t least = 2 * chunk_group_bytes(W_Q6_K, kMaxRows) * ((max_cols + kGroup - 1) / kGroup);
+  return (least > kTileBytes ? least : kTileBytes) + 32 * kAlign;
+}
 
 void table_row(int32_t kind, const uint8_t* row, int64_t cols, float scale, float* out) {
   const WeightLayout& layout = kLayouts[kind];

@@ -75,29 +75,29 @@ void read_group(int kind, const uint8_t* block, int64_t g, Group& out) {
   }
 }
 
-void dot(const int16_t (*w)[kLanes], const int8_t* a, int count, int32_t* sum) {
+void dot(const int16_t (*w)[kLanes], const int8_t* lo, const int8_t* hi, int count, int32_t* sum) {
   for (int o = 0; o < kLanes; ++o) sum[o] = 0;
   for (int k = 0; k < count; ++k) {
-    const int16_t x = a[k];
+    const int16_t x = static_cast<int16_t>(hi[k] * 256 + lo[k]);
     for (int o = 0; o < kLanes; ++o) sum[o] += static_cast<int32_t>(w[k][o]) * x;
   }
 }
 
-void add_group(int kind, const Group& x, const QGroup& row, float* acc) {
-  const int8_t* a = row.q;
+void add_group(int kind, const Group& x, const RowView& row, int64_t g, float* acc) {
+  const int8_t *lo = row.lo + kGroup * g, *hi = row.hi + kGroup * g;
   float dots[kLanes];
   int32_t sum[kLanes], second[kLanes];
   if (kind == W_Q6_K) {
-    dot(x.w, a, 16, sum);
-    dot(x.w + 16, a + 16, 16, second);
+    dot(x.w, lo, hi, 16, sum);
+    dot(x.w + 16, lo + 16, hi + 16, 16, second);
     for (int o = 0; o < kLanes; ++o) dots[o] = static_cast<float>(sum[o]) * x.sc[0][o] + static_cast<float>(second[o]) * x.sc[1][o];
   } else {
-    dot(x.w, a, kGroup, sum);
+    dot(x.w, lo, hi, kGroup, sum);
     for (int o = 0; o < kLanes; ++o) dots[o] = static_cast<float>(sum[o]);
   }
-  for (int o = 0; o < kLanes; ++o) acc[o] += dots[o] * (x.d[o] * row.d);
+  for (int o = 0; o < kLanes; ++o) acc[o] += dots[o] * (x.d[o] * row.d[g]);
   if (has_min(kind)) {
-    for (int o = 0; o < kLanes; ++o) acc[o] += x.m[o] * row.s;
+    for (int o = 0; o < kLanes; ++o) acc[o] += x.m[o] * row.s[g];
   }
 }
 
@@ -106,7 +106,7 @@ void quantized_tile(int kind, const uint8_t* block, int64_t K, const uint8_t* ac
   for (int64_t g = 0; g < K / kGroup; ++g) {
     Group x;
     read_group(kind, block, g, x);
-    for (int r = 0; r < rows; ++r) add_group(kind, x, reinterpret_cast<const QGroup*>(act + r * stride)[g], tile + r * kLanes);
+    for (int r = 0; r < rows; ++r) add_group(kind, x, row_view(act + r * stride, K), g, tile + r * kLanes);
   }
 }
 
@@ -182,22 +182,44 @@ void linear(const PackedLinear* w, const uint8_t* act, int64_t act_stride, int32
   }
 }
 
-void quantize_row(const float* x, int64_t K, uint8_t* record) {
-  QGroup* groups = reinterpret_cast<QGroup*>(record);
-  for (int64_t g = 0; g < K / kGroup; ++g, x += kGroup) {
-    uint32_t most = 0;
-    for (int i = 0; i < kGroup; ++i) {
-      const uint32_t magnitude = float_to_bits(x[i]) & 0x7fffffffu;
-      most = magnitude > most ? magnitude : most;
+// The three largest keys of a group's quads.
+struct Keys {
+  uint32_t first = 0, second = 0, third = 0;
+
+  void add(uint32_t key) {
+    if (key > first) {
+      third = second, second = first, first = key;
+    } else if (key > second) {
+      third = second, second = key;
+    } else if (key > third) {
+      third = key;
     }
-    const GroupScale scale = group_scale(most);
-    int32_t sum[2] = {0, 0};
+  }
+};
+
+void quantize_row(const float* x, int64_t K, uint8_t* record) {
+  const int64_t G = K / kGroup;
+  float* scales = reinterpret_cast<float*>(record + 2 * K);
+  for (int64_t g = 0; g < G; ++g, x += kGroup) {
+    Keys keys;
+    for (int v = 0; v < 8; ++v) {
+      uint32_t most = 0;
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t magnitude = float_to_bits(x[4 * v + i]) & 0x7fffffffu;
+        most = magnitude > most ? magnitude : most;
+      }
+      keys.add(quad_key(most, v));
+    }
+    const GroupScale scale = group_scale(keys.first, keys.third);
+    int32_t sum = 0;
     for (int i = 0; i < kGroup; ++i) {
       const int32_t q = scale.factor == 0.0f ? 0 : static_cast<int32_t>(std::nearbyintf(x[i] * scale.factor));
-      groups[g].q[i] = static_cast<int8_t>(q);
-      sum[i / 16] += q;
+      const int32_t lo = static_cast<int8_t>(q & 255);
+      record[kGroup * g + i] = static_cast<uint8_t>(lo);
+      record[K + kGroup * g + i] = static_cast<uint8_t>((q - lo) >> 8);
+      sum += q;
     }
-    put_group_scale(groups[g], scale.d, sum[0], sum[1]);
+    put_group_scale(scales, G, g, scale.d, sum, fine_quads(keys.first, keys.second));
   }
   zero_padding(record, K);
 }

@@ -42,24 +42,33 @@ struct GroupScale {
   float factor, d;
 };
 
-// From the bits of the largest |x|, compared as integers so that a NaN wins over an infinity, and that over numbers.
+// A quad's key: the bits of its largest |x|, compared as integers so that a NaN wins over an infinity, and that over
+// numbers, with the quad's number in the three lowest.
+inline uint32_t quad_key(uint32_t most, int quad) { return (most & ~7u) | static_cast<uint32_t>(quad); }
+
+// From the largest key, and the largest of the six quads that are not fine; rounded up so that nothing overflows.
 // A group with a NaN or an infinity gets q = 0 and d = NaN: every output of the row becomes NaN, and nothing crashes.
-inline GroupScale group_scale(uint32_t most) {
-  if (most >= 0x7f800000u) return {0.0f, bits_to_float(0x7fc00000u)};
-  const float amax = bits_to_float(most);
+inline GroupScale group_scale(uint32_t first, uint32_t third) {
+  if ((first | 7u) >= 0x7f800000u) return {0.0f, bits_to_float(0x7fc00000u)};
+  const float amax = bits_to_float(first | 7u), rest = bits_to_float(third | 7u);
   if (amax < kTinyAmax) return {0.0f, 0.0f};
-  return {127.0f / amax, amax / 127.0f};
+  const float coarse = rest / 127.0f, fine = amax / 32512.0f;
+  const float d = coarse > fine ? coarse : fine;
+  return {1.0f / d, d};
 }
 
-inline void put_group_scale(QGroup& group, float d, int32_t first, int32_t second) {
-  group.d = d;
-  group.s = d * static_cast<float>(first + second);
-  group.minus[0] = -first;
-  group.minus[1] = -second;
+inline int32_t fine_quads(uint32_t first, uint32_t second) { return static_cast<int32_t>((first & 7u) | (second & 7u) << 8); }
+
+// Writes group g's four numbers; `scales` is the record's d[G], followed by s[G], isum[G] and fine[G].
+inline void put_group_scale(float* scales, int64_t G, int64_t g, float d, int32_t sum, int32_t fine) {
+  scales[g] = d;
+  scales[G + g] = d * static_cast<float>(sum);
+  std::memcpy(scales + 2 * G + g, &sum, 4);
+  std::memcpy(scales + 3 * G + g, &fine, 4);
 }
 
 inline void zero_padding(uint8_t* record, int64_t K) {
-  const int64_t used = K / kGroup * static_cast<int64_t>(sizeof(QGroup));
+  const int64_t used = 2 * K + 16 * (K / kGroup);
   std::memset(record + used, 0, static_cast<size_t>(align_up(used) - used));
 }
 
