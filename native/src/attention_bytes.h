@@ -141,11 +141,14 @@ struct Int4 : Bytes<32, true> {
         b_store(bytes + 128 * j + 64, b_join<-2>(b_high_nibbles(low), high));
       }
     }
-    for (int32_t j = 0; j < 2 * shape.vectors; ++j) {
-      const B64 both = b_load(record + shape.values + 64 * j);
-      b_store(bytes + to.values + 128 * j, b_low_nibbles(both));
-      b_store(bytes + to.values + 128 * j + 64, b_high_nibbles(both));
-    }
+    const uint8_t* values = record + shape.values;
+    uint8_t* to_values = bytes + to.values;
+    for (int32_t c = 0; c < shape.vectors; c += 2, values += 256, to_values += 512)
+      for (int32_t j = 0; j < 256; j += 64) {
+        const B64 both = b_load(values + j);
+        b_store(to_values + j, b_low_nibbles(both));
+        if (c + 1 < shape.vectors) b_store(to_values + 256 + j, b_high_nibbles(both));
+      }
   }
   static RecordShape opened_shape(int32_t dim) { return record_shape(KV_INT8, dim); }
 

@@ -11,7 +11,7 @@
 //   int4  keys    six bits a dim, q + 32: the low four in [E / 8][16 tokens][4 dims], where the high nibble is the dim
 //                 four further on; then the upper two in [ceil(E / 16)][16 tokens][4 dims], bits 2j and 2j + 1 of a
 //                 byte being the dim 4j further on
-//         values  [V / 16][2][16 dims][4 tokens]     four bits; the high nibble is the token four further on
+//         values  [ceil(V / 32)][4][16 dims][4 tokens]     four bits; the high nibble is the dim sixteen further on
 //         scales  key[16], value[16], minimum[16]    bf16; value = minimum + scale * bits
 //   bf16  keys    [E / 2][16 tokens][2 dims]
 //         values  [V / 16][8][16 dims][2 tokens]
@@ -43,7 +43,7 @@ static inline RecordShape record_shape(int32_t kind, int32_t dim) {
   s.vectors = static_cast<int32_t>(round_up(dim, 16) / 16);
   if (kind == KV_INT4) {
     s.values = 64 * (dim / 8) + 64 * s.vectors;
-    s.scales = s.values + 128 * s.vectors;
+    s.scales = s.values + 256 * ((s.vectors + 1) / 2);
     s.bytes = round_up(s.scales + 3 * 2 * kRecord, kAlign);
   } else {
     const int64_t width = kind == KV_BF16 ? 2 : 1;

@@ -30,47 +30,55 @@ static inline float bf16_value(uint16_t h) {
 }
 static inline void put_u16(uint8_t* p, uint16_t x) { std::memcpy(p, &x, 2); }
 
-// to = x with each dim's sign.
-static inline void give_signs(const float* x, int32_t dim, float* to) {
-  for (int32_t i = 0; i < dim; i += 16) {
-    const M16 m = m_range(0, dim - i);
-    f_store_part(to + i, f_mul(f_load_part(x + i, m), f_load_part(kSigns.of + i, m)), m);
+template <int Width>
+struct ButterflySigns {
+  float of[16];
+  constexpr ButterflySigns() : of() {
+    for (int i = 0; i < 16; ++i) of[i] = i & Width ? -1.0f : 1.0f;
   }
+};
+
+// Lanes with the bit Width become the difference to their partner, the others the sum.
+template <int Width>
+static inline F16 butterfly(F16 x) {
+  static constexpr ButterflySigns<Width> kUpper;
+  return f_fma(x, f_load(kUpper.of), f_swap<Width>(x));
 }
 
-// Unnormalised Hadamard transform of each block: additions only, one order; its own inverse but for a factor of the
-// block's size. x and spare hold dim floats each; the result is in the one returned.
-static inline float* hadamard(float* x, float* spare, int32_t dim) {
-  const int32_t block = rotation_block(dim), half = block / 2;
-  for (int32_t width = 1; width < block; width *= 2) {
-    for (int32_t b = 0; b < dim; b += block)
-      for (int32_t i = 0; i < half; ++i) {
-        spare[b + 2 * i] = x[b + i] + x[b + half + i];
-        spare[b + 2 * i + 1] = x[b + i] - x[b + half + i];
+// Unnormalised Hadamard transform of each block, in place: additions in one order; its own inverse but for a factor of
+// the block's size. x holds dim floats and zeros up to a multiple of 16.
+static inline void hadamard(float* x, int32_t dim) {
+  const int32_t block = rotation_block(dim), end = static_cast<int32_t>(round_up(dim, 16));
+  for (int32_t i = 0; i < end; i += 16) {
+    F16 v = f_load(x + i);
+    v = butterfly<4>(butterfly<2>(butterfly<1>(v)));  // dims are multiples of 8
+    if (block >= 16) v = butterfly<8>(v);
+    f_store(x + i, v);
+  }
+  for (int32_t width = 16; width < block; width *= 2)
+    for (int32_t i = 0; i < dim; i += 2 * width)
+      for (int32_t j = i; j < i + width; j += 16) {
+        const F16 a = f_load(x + j), b = f_load(x + j + width);
+        f_store(x + j, f_add(a, b));
+        f_store(x + j + width, f_sub(a, b));
       }
-    float* t = x;
-    x = spare;
-    spare = t;
-  }
-  return x;
 }
 
-// x rotated; the result lies in one of the two buffers.
-static inline const float* rotate(const float* x, int32_t dim, float* a, float* b) {
-  give_signs(x, dim, a);
-  return hadamard(a, b, dim);
+// to = x with each dim's sign, rotated; `to` has room for a multiple of 16.
+static inline void rotate(const float* x, int32_t dim, float* to) {
+  for (int32_t i = 0; i < dim; i += 16)
+    f_store(to + i, f_mul(f_load_part(x + i, m_range(0, dim - i)), f_load(kSigns.of + i)));
+  hadamard(to, dim);
 }
 
 // x back from a rotation, in place.
 static inline void rotate_back(float* x, int32_t dim) {
-  alignas(64) float a[kMaxDim], b[kMaxDim];
-  std::memcpy(a, x, sizeof(float) * static_cast<size_t>(dim));
-  const float* y = hadamard(a, b, dim);
+  alignas(64) float a[kMaxDim];
+  for (int32_t i = 0; i < dim; i += 16) f_store(a + i, f_load_part(x + i, m_range(0, dim - i)));
+  hadamard(a, dim);
   const F16 scale = f_set(1.0f / static_cast<float>(rotation_block(dim)));
-  for (int32_t i = 0; i < dim; i += 16) {
-    const M16 m = m_range(0, dim - i);
-    f_store_part(x + i, f_mul(f_mul(f_load_part(y + i, m), scale), f_load_part(kSigns.of + i, m)), m);
-  }
+  for (int32_t i = 0; i < dim; i += 16)
+    f_store_part(x + i, f_mul(f_mul(f_load(a + i), scale), f_load(kSigns.of + i)), m_range(0, dim - i));
 }
 
 static inline float largest(const float* x, int32_t n) {
@@ -128,28 +136,33 @@ static inline void write_int8(const RecordShape& s, uint8_t* record, int32_t t, 
   put_u16(record + s.scales + 2 * (kRecord + t), vs.stored);
 }
 
-// Puts the low four bits of `bits` into one half of a byte, leaving the other half alone.
-static inline void put_nibble(uint8_t* p, int32_t high, uint32_t bits) {
-  *p = static_cast<uint8_t>(high ? (*p & 0x0fu) | (bits << 4) : (*p & 0xf0u) | (bits & 0x0fu));
+static inline uint32_t four_bytes(const int8_t* p) {
+  uint32_t x;
+  std::memcpy(&x, p, 4);
+  return x;
 }
 
+// A token's bits share no byte with another token's, so that tokens may be written at the same time.
 static inline void write_int4_key(const RecordShape& s, uint8_t* record, int32_t t, const float* k) {
   alignas(64) int8_t bytes[kMaxDim];
   const Scale scale = scale_for(largest(k, s.dim), 31.0f);
   to_bytes(k, scale.inverse, s.dim, bytes);
+  for (int32_t d = 0; d < 16 * s.vectors; ++d) bytes[d] = static_cast<int8_t>(d < s.dim ? bytes[d] + 32 : 0);
   uint8_t* upper = record + 64 * (s.dim / 8);
-  for (int32_t d = 0; d < s.dim; ++d) {
-    const uint32_t bits = static_cast<uint32_t>(bytes[d] + 32);
-    put_nibble(record + 64 * (d / 8) + 4 * t + d % 4, d % 8 / 4, bits & 15u);
-    uint8_t* p = upper + 64 * (d / 16) + 4 * t + d % 4;
-    const uint32_t shift = static_cast<uint32_t>(d % 16 / 4 * 2);
-    *p = static_cast<uint8_t>((*p & ~(3u << shift)) | (bits >> 4 << shift));
+  for (int32_t d = 0; d < s.dim; d += 8) {
+    const uint32_t four = (four_bytes(bytes + d) & 0x0f0f0f0fu) | (four_bytes(bytes + d + 4) & 0x0f0f0f0fu) << 4;
+    std::memcpy(record + 8 * d + 4 * t, &four, 4);
+  }
+  for (int32_t d = 0; d < s.dim; d += 16) {
+    uint32_t four = 0;
+    for (int32_t j = 0; j < 4; ++j) four |= (four_bytes(bytes + d + 4 * j) >> 4 & 0x03030303u) << (2 * j);
+    std::memcpy(upper + 4 * d + 4 * t, &four, 4);
   }
   put_u16(record + s.scales + 2 * t, scale.stored);
 }
 
 static inline void write_int4_value(const RecordShape& s, uint8_t* record, int32_t t, const float* v) {
-  alignas(64) int8_t bytes[kMaxDim];
+  alignas(64) int8_t bytes[kMaxDim + 16];
   alignas(64) float shifted[kMaxDim];
   float low = v[0];
   for (int32_t d = 1; d < s.dim; ++d) low = v[d] < low ? v[d] : low;
@@ -161,9 +174,11 @@ static inline void write_int4_value(const RecordShape& s, uint8_t* record, int32
   }
   const Scale scale = scale_for(largest(shifted, s.dim), 15.0f);
   to_bytes(shifted, scale.inverse, s.dim, bytes);
-  uint8_t* values = record + s.values + 64 * (t / 8) + t % 4;
-  for (int32_t d = 0; d < s.dim; ++d)
-    put_nibble(values + 128 * (d / 16) + 4 * (d % 16), t % 8 / 4, static_cast<uint32_t>(bytes[d]));
+  for (int32_t d = s.dim; d < 16 * s.vectors + 16; ++d) bytes[d] = 0;
+  uint8_t* values = record + s.values + 64 * (t / 4) + t % 4;
+  for (int32_t c = 0; c < s.vectors; c += 2, values += 256)
+    for (int32_t i = 0; i < 16; ++i)
+      values[4 * i] = static_cast<uint8_t>(bytes[16 * c + i] | bytes[16 * c + 16 + i] << 4);
   put_u16(record + s.scales + 2 * (kRecord + t), scale.stored);
   put_u16(record + s.scales + 2 * (2 * kRecord + t), minimum);
 }
@@ -179,11 +194,12 @@ void kv_write(const KvLayout* kv, uint8_t* page, int32_t head, int32_t offset, c
   uint8_t* record = page + head * kv->head_bytes + offset / kRecord * s.bytes;
   const int32_t t = offset % kRecord;
   if (kv->kind == KV_BF16) return write_bf16(s, record, t, k, v);
-  alignas(64) float a[kMaxDim], b[kMaxDim];
-  const float* keys = rotate(k, s.dim, a, b);
-  if (kv->kind == KV_INT8) return write_int8(s, record, t, keys, v);
-  write_int4_key(s, record, t, keys);
-  write_int4_value(s, record, t, rotate(v, s.dim, a, b));
+  alignas(64) float rotated[kMaxDim];
+  rotate(k, s.dim, rotated);
+  if (kv->kind == KV_INT8) return write_int8(s, record, t, rotated, v);
+  write_int4_key(s, record, t, rotated);
+  rotate(v, s.dim, rotated);
+  write_int4_value(s, record, t, rotated);
 }
 
 void prepare_q(const KvLayout* kv, const float* q, float scale, uint8_t* out) {
@@ -194,8 +210,8 @@ void prepare_q(const KvLayout* kv, const float* q, float scale, uint8_t* out) {
     }
     return;
   }
-  alignas(64) float a[kMaxDim], b[kMaxDim];
-  const float* x = rotate(q, kv->dim, a, b);
+  alignas(64) float x[kMaxDim];
+  rotate(q, kv->dim, x);
   const float top = largest(x, kv->dim);
   const float inverse = top < kSmallest ? 0.0f : 127.0f / top;
   int8_t* bytes = reinterpret_cast<int8_t*>(out + kQueryHead);

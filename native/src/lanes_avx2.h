@@ -101,6 +101,15 @@ static inline F16 f_keep(M16 m, F16 x) {  // 0 outside m
   return {_mm256_and_ps(_mm256_castsi256_ps(m.a), x.a), _mm256_and_ps(_mm256_castsi256_ps(m.b), x.b)};
 }
 
+// Lane i becomes lane i ^ Width.
+template <int Width>
+static inline F16 f_swap(F16 x) {
+  if (Width == 8) return {x.b, x.a};
+  if (Width == 4) return {_mm256_permute2f128_ps(x.a, x.a, 1), _mm256_permute2f128_ps(x.b, x.b, 1)};
+  constexpr int order = Width == 2 ? 0x4e : 0xb1;
+  return {_mm256_permute_ps(x.a, order), _mm256_permute_ps(x.b, order)};
+}
+
 static inline I16 i_set(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 static inline I16 i_add(I16 x, I16 y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 static inline F16 i_to_f(I16 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }

@@ -61,6 +61,14 @@ static inline F16 f_shift_exponent(M16 m, F16 a, F16 u) {
 static inline M16 f_not_less(F16 a, F16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ)}; }
 static inline F16 f_keep(M16 m, F16 a) { return {_mm512_maskz_mov_ps(m.m, a.v)}; }  // 0 outside m
 
+// Lane i becomes lane i ^ Width.
+template <int Width>
+static inline F16 f_swap(F16 a) {
+  if (Width == 8) return {_mm512_shuffle_f32x4(a.v, a.v, 0x4e)};
+  if (Width == 4) return {_mm512_shuffle_f32x4(a.v, a.v, 0xb1)};
+  return {_mm512_permute_ps(a.v, Width == 2 ? 0x4e : 0xb1)};
+}
+
 static inline I16 i_set(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline I16 i_add(I16 a, I16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 static inline F16 i_to_f(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }

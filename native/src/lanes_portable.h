@@ -140,6 +140,12 @@ static inline F16 f_keep(M16 m, F16 x) {  // 0 outside m
   return f_lanes([&](int i) { return m.v[i] ? x.v[i] : 0.0f; });
 }
 
+// Lane i becomes lane i ^ Width.
+template <int Width>
+static inline F16 f_swap(F16 x) {
+  return f_lanes([&](int i) { return x.v[i ^ Width]; });
+}
+
 static inline I16 i_set(int32_t x) {
   I16 r;
   for (int i = 0; i < 16; ++i) r.v[i] = x;

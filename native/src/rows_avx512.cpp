@@ -1,6 +1,10 @@
 // Row kernels on AVX-512 (F, BW, DQ, VL).
 //
 // Knows: which lanes_*.h to use. Does not know: anything else.
+#include "kernels.h"
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+
 #include <cmath>
 
 #include "lanes_avx512.h"
@@ -12,3 +16,11 @@ namespace lg {
 void fill_rows_avx512(Kernels* k) { fill_rows(k); }
 
 }  // namespace lg
+
+#else
+
+namespace lg {
+void fill_rows_avx512(Kernels*) {}
+}  // namespace lg
+
+#endif

@@ -23,7 +23,14 @@ inline std::vector<Level> levels() {
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
     found.push_back({"avx512", lg::fill_rows_avx512, lg::fill_attention_avx512});
 #endif
-  return found;
+  std::vector<Level> complete;  // a compiler too old for a level leaves its tables empty
+  for (const Level& level : found) {
+    lg::Kernels k{};
+    level.fill_rows(&k);
+    level.fill_attention(&k);
+    if (k.rms_norm && k.attend) complete.push_back(level);
+  }
+  return complete;
 }
 
 class Random {

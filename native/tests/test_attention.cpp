@@ -100,7 +100,7 @@ std::vector<double> Store::value(int64_t token) {
     if (kv.kind == KV_INT8)
       x[d] = int8_t(v[256 * (d / 16) + 64 * (t / 4) + 4 * (d % 16) + t % 4]) * double(from_bf16(r + s.scales + 32 + 2 * t));
     if (kv.kind == KV_INT4) {
-      const int byte = v[128 * (d / 16) + 64 * (t / 8) + 4 * (d % 16) + t % 4], u = t % 8 < 4 ? byte & 15 : byte >> 4;
+      const int byte = v[256 * (d / 32) + 64 * (t / 4) + 4 * (d % 16) + t % 4], u = d % 32 < 16 ? byte & 15 : byte >> 4;
       x[d] = u * double(from_bf16(r + s.scales + 32 + 2 * t)) + from_bf16(r + s.scales + 64 + 2 * t);
     }
     if (kv.kind == KV_BF16) x[d] = from_bf16(v + 512 * (d / 16) + 64 * (t / 2) + 4 * (d % 16) + 2 * (t % 2));
