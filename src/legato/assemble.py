@@ -67,7 +67,8 @@ def assemble(config: Config, fetching: Report, loading: Report) -> Assembly:
     tokenizer = open_tokenizer(source)
     template = None
     if tokenizer.chat_template is not None:
-        template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
+        template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens, origin=str(source.path))
+        template.warm()  # a child that renders starts while the weights are read
     backend, notes = choose_backend(config, spec)
     kv_format = choose_kv(config, backend)
     _plan_kv(config, spec, backend, kv_format)

@@ -28,6 +28,7 @@ from legato.core.sequence import FinishReason
 from legato.core.sequence import Sequence as EngineSequence
 from legato.errors import CapacityError, EngineError, RequestError, UsageError
 from legato.kernels.ops import FloatArray
+from legato.text.chat import encode_chat
 from legato.text.stream import TextStream
 from legato.text.template import checked_messages
 from legato.weights.hub import Report, Silent
@@ -147,8 +148,7 @@ class LLM:
         """The token ids of a conversation, ready for the model's answer."""
         if self.parts.template is None:
             return self.tokenizer.encode("\n".join(m.get("content") or "" for m in checked_messages(messages)))
-        text = self.parts.template.render(messages, **template)
-        return self.tokenizer.encode(text, add_special=False, parse_special=True)
+        return encode_chat(self.tokenizer, self.parts.template, messages, **template)
 
     # -- measures -------------------------------------------------------------------------------------------------
 
