@@ -126,7 +126,11 @@ def test_lost_pages_are_found_when_idle_said_aloud_and_taken_back(caplog: pytest
 
 
 def test_nothing_is_kept_of_what_has_ended() -> None:
-    eng = engine()
+    runner = PageEcho(40, 4, VOCAB)
+    eng = engine(runner)
+    runner.during = lambda plan: (
+        eng.abort(plan.slices[-1].seq.request.request_id) if runner.num_steps % 5 == 0 else None
+    )
     for i in range(50):
         eng.add(ask(f"r{i}", i % 7, 1, 2, n=1 + i % 3))
         if i % 4 == 0:
@@ -135,7 +139,7 @@ def test_nothing_is_kept_of_what_has_ended() -> None:
     drain(eng)
     sched = eng.scheduler
     assert not (sched._waiting or sched._parked or sched._running or sched._live or sched._landing or sched._outbox)
-    assert not eng._runner.known  # type: ignore[attr-defined]
+    assert not runner.known
 
 
 def test_a_step_with_nothing_to_do_does_nothing() -> None:

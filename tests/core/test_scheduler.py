@@ -11,9 +11,10 @@ from legato.core.events import Event
 from legato.core.plan import Plan, Slice, SliceResult, TokenLogprobs
 from legato.core.request import Request, SamplingParams
 from legato.core.sequence import FinishReason
+from legato.core.sequence import Sequence as Sequence_
 from legato.errors import CapacityError, RequestError, UsageError
 from legato.schedule.limits import Limits
-from legato.schedule.scheduler import MAX_PREEMPTIONS, Scheduler
+from legato.schedule.scheduler import MAX_PREEMPTIONS, Scheduler, _Draft
 
 EOS = 99
 
@@ -134,6 +135,40 @@ def test_more_sequences_than_rows_wait_their_turn() -> None:
     assert [s[0] for s in shape(step(sched)[0])] == ["c"]
 
 
+def test_a_budget_of_nothing_beside_a_stream_is_nothing() -> None:
+    sched = scheduler(budget=lambda planned, seq: 0)
+    sched.add(ask("a", 1), 0.0)
+    step(sched)
+    sched.add(ask("b", 3), 0.0)
+    assert shape(step(sched)[0]) == [("a", 1, 1, 1)] and sched.num_waiting == 1
+
+
+def test_rows_of_a_sequence_taken_out_of_a_plan_are_free_again() -> None:
+    draft, (a, b) = _Draft(10), (Sequence_(i, ask("x", 9)) for i in range(2))
+    draft.add(a, 4)
+    draft.add(b, 2)
+    assert draft.left == 4
+    draft.add(a, 5)
+    assert draft.left == 3
+    draft.drop(a)
+    draft.drop(a)
+    assert draft.left == 8 and list(draft.slices) == [1]
+
+
+def test_a_sequence_that_does_not_fit_is_not_looked_up_again_until_pages_come_free() -> None:
+    sched = scheduler(num_pages=20, page_size=4)
+    sched.add(ask("running", 40, max_tokens=30), 0.0)
+    step(sched)
+    sched.add(ask("waiting", 40, max_tokens=2), 0.0)
+    looked, match = [], sched.cache.match
+    sched.cache.match = lambda seq: looked.append(seq) or match(seq)  # type: ignore[method-assign,func-returns-value]
+    for _ in range(10):
+        step(sched)
+    assert len(looked) == 1 and sched.num_waiting == 1
+    sched.abort("running", 0.0)
+    assert [s[0] for s in shape(step(sched)[0])] == ["waiting"]
+
+
 # -- drafts -----------------------------------------------------------------------------------------------------------
 
 
@@ -162,9 +197,21 @@ def test_drafts_never_reach_past_the_answers_end() -> None:
 
 def test_a_sequence_with_one_token_left_takes_no_drafts() -> None:
     sched = scheduler()
-    sched.add(ask("a", 3, max_tokens=2), 0.0)
+    sched.add(ask("a", 3, max_tokens=3), 0.0)
+    step(sched)
+    assert len(sched.ready) == 1
     step(sched)
     assert sched.ready == []
+
+
+@pytest.mark.parametrize("page_size", [1, 2, 3, 4, 5])
+def test_what_was_computed_past_the_end_is_not_published(page_size: int) -> None:
+    sched = scheduler(page_size=page_size)
+    sched.add(ask("a", range(100, 103)), 0.0)
+    step(sched)
+    sched.offer({0: [EOS, 7, 7, 7, 7]})
+    step(sched, lambda piece: [EOS, 7, 7, 7, 7, 7])
+    assert sched.cache.report().cached == 5 // page_size
 
 
 def test_tokens_accepted_past_a_stop_are_dropped_with_their_logprobs() -> None:
@@ -203,6 +250,17 @@ def test_siblings_wait_for_the_prompt_and_then_share_its_full_pages() -> None:
     assert plans[2] == [("a", 16, 1, 1), ("a", 16, 1, 1), ("a", 16, 1, 1), ("b", 0, 2, 1)]
     report = sched.cache.report()
     assert report.in_use == 4 + 3 + 1, "four pages shared by three, one of its own each, one of b's"
+
+
+@pytest.mark.parametrize("prompt, shared", [(1, 0), (4, 0), (5, 4), (16, 12), (17, 16), (18, 16)])
+def test_siblings_wait_for_exactly_what_they_can_share(prompt: int, shared: int) -> None:
+    sched = scheduler(max_tokens=6)
+    sched.add(ask("a", prompt, n=2), 0.0)
+    computed, first, second = 0, *sched._live["a"]
+    while not second.pages:
+        computed = first.num_computed_tokens
+        step(sched)
+    assert second.num_cached_tokens == shared <= computed < shared + 6 + 1
 
 
 def test_siblings_of_an_aborted_first_answer_go_on_without_it() -> None:
@@ -418,14 +476,29 @@ def test_a_preempted_sequence_finds_its_full_pages_again_and_repeats_no_token() 
         sched.add(ask(name, 4, max_tokens=16), 0.0)
     told: dict[str, list[int]] = {"a": [], "b": []}
     starts, count = [], itertools.count()
+    usages = []
     while sched.has_work:
         waiting = sched.num_waiting
         plan, events = step(sched, lambda piece: [next(count)])
         starts += [s.start for s in plan.slices if s.seq.num_preemptions and waiting and not sched.num_waiting]
         for event in events:
             told[event.request_id] += event.token_ids
+            usages += [event.usage] if event.usage else []
     assert sched.num_preemptions >= 1 and starts and starts[0] >= 2
+    assert sum(usage.num_preemptions for usage in usages) == sched.num_preemptions
+    assert [usage.num_cached_tokens for usage in usages] == [0, 0], "what it found of itself was never cached for it"
     assert sorted(told["a"] + told["b"]) == list(range(32))
+
+
+def test_naive_decoding_starts_over_after_preemption_too() -> None:
+    sched = scheduler(num_pages=10, page_size=1, max_tokens=6, use_cache=False)
+    for name in "ab":
+        sched.add(ask(name, 3, max_tokens=7), 0.0)
+    while not sched.num_preemptions:
+        step(sched)
+    assert [seq.num_computed_tokens for _, _, seq in sched._waiting] == [0]
+    while sched.has_work:
+        step(sched)
 
 
 def test_nobody_is_admitted_in_a_step_that_had_to_preempt() -> None:
@@ -452,6 +525,24 @@ def test_a_pinned_sequence_comes_back_only_with_room_for_its_whole_life_and_then
         names = [s.seq.request.request_id for s in plan.slices]
         assert not ("a" in names and "b" in names) and all(s.seq.num_preemptions <= 8 for s in plan.slices)
     assert sched.num_preemptions == 1, "c gave way, important as it is: the others cannot"
+
+
+@pytest.mark.parametrize("num_pages, together", [(14, True), (13, False)])
+def test_pinned_sequences_run_together_if_their_whole_lives_fit(num_pages: int, together: bool) -> None:
+    sched = scheduler(num_pages=num_pages, page_size=1, max_tokens=64)
+    for name in "ab":
+        sched.add(ask(name, 2, max_tokens=6), 0.0)
+    for _, _, seq in sched._waiting:
+        seq.num_preemptions = MAX_PREEMPTIONS
+    assert len(step(sched)[0].slices) == 1 + together
+
+
+def test_others_may_run_beside_a_pinned_sequence_as_long_as_there_are_pages() -> None:
+    sched = scheduler(num_pages=13, page_size=1, max_tokens=64)
+    for name in "ab":
+        sched.add(ask(name, 2, max_tokens=6), 0.0)
+    sched._waiting[0][2].num_preemptions = MAX_PREEMPTIONS
+    assert len(step(sched)[0].slices) == 2
 
 
 # -- at the door ------------------------------------------------------------------------------------------------------
@@ -507,3 +598,9 @@ def test_absurd_sizes_are_refused(field: str, value: object) -> None:
     sizes = {"num_pages": 8, "page_size": 8, "max_tokens": 8, "max_seqs": 8, "context_length": 8}
     with pytest.raises(UsageError, match=field):
         Limits(**{**sizes, field: value})  # type: ignore[arg-type]
+
+
+def test_a_context_without_room_for_an_answer_is_refused() -> None:
+    Limits(1, 1, 1, 1, context_length=2)
+    with pytest.raises(UsageError, match="context_length=1"):
+        Limits(1, 1, 1, 1, context_length=1)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from legato.core.sequence import Sequence
 from legato.errors import EngineError
 from legato.schedule.page_pool import PagePool, pages_for
-from legato.schedule.prefix_tree import PrefixTree
+from legato.schedule.prefix_tree import Node, PrefixTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,9 @@ class CacheManager:
         Never reaches past the first token whose logits are wanted, so at least one token is left to compute.
         """
         assert not seq.pages
-        if not self._share:
-            return 0
         most = seq.first_logit_row // self.page_size
         for node in self._tree.walk(seq.request.salt, seq.token_ids, most):
-            self._use(node.page)
+            self._use(node)
             seq.pages.append(node.page)
         seq.num_computed_tokens = len(seq.pages) * self.page_size
         return seq.num_computed_tokens
@@ -93,7 +91,7 @@ class CacheManager:
             if parent.page == own:
                 self._pool.hold(own)
             else:
-                self._use(parent.page)
+                self._use(parent)
                 seq.pages[i] = parent.page
                 self._pool.drop(own)
 
@@ -119,12 +117,10 @@ class CacheManager:
         free, cached, total = self._pool.num_free, self._tree.num_idle, self._pool.num_pages
         return KvReport(free, cached, total - free - cached, total)
 
-    def _use(self, page: int) -> None:
-        """One more sequence maps a published page."""
-        node = self._tree.at(page)
-        if node is not None and self._pool.holders(page) == 1:
-            self._tree.wake(node)
-        self._pool.hold(page)
+    def _use(self, node: Node) -> None:
+        """One more sequence maps the page of `node`."""
+        self._tree.wake(node)
+        self._pool.hold(node.page)
 
     def check(self, seqs: Iterable[Sequence]) -> None:
         """Raises `EngineError` unless every page is accounted for, given all sequences that hold any. O(pages)."""

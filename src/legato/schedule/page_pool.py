@@ -28,9 +28,6 @@ class PagePool:
     def num_free(self) -> int:
         return len(self._free)
 
-    def holders(self, page: int) -> int:
-        return self._holders[page]
-
     def take(self) -> int:
         """A free page with one holder. The caller has looked at `num_free`."""
         page = self._free.pop()

@@ -84,7 +84,7 @@ class PrefixTree:
         return node
 
     def wake(self, node: Node) -> None:
-        """Somebody uses `node` again (and all its ancestors)."""
+        """Somebody uses `node` (and all its ancestors), whether or not others did already."""
         self._idle.pop(node.page, None)
 
     def rest(self, node: Node) -> None:

@@ -169,11 +169,11 @@ class Scheduler:
         draft, preempted = _Draft(self.limits.max_tokens), self.num_preemptions
         order = tuple(self._running.values())
         for seq in order:
-            if seq.num_computed_tokens == len(seq.token_ids) - 1:
+            if seq.num_computed_tokens == len(seq.token_ids) - 1 and seq.seq_id in self._running:
                 self._plan_rows(draft, seq, 1)
         self._plan_drafts(draft)
         for seq in order:
-            if seq.seq_id not in draft.slices:
+            if seq.seq_id not in draft.slices and seq.seq_id in self._running:
                 self._plan_rows(draft, seq, self._chunk(draft, seq))
         if self.num_preemptions == preempted:
             self._admit(draft, now)
@@ -204,9 +204,8 @@ class Scheduler:
     # -- filling a step -------------------------------------------------------------------------------------------
 
     def _plan_rows(self, draft: _Draft, seq: Sequence, length: int) -> None:
-        """`length` rows of a running sequence, unless it had to give way to one planned earlier or gives way now."""
-        running = seq.seq_id in self._running and length > 0
-        if running and self._make_room(draft, seq, seq.num_computed_tokens + length):
+        """`length` rows of a running sequence, unless it has to give way for its own pages."""
+        if length > 0 and self._make_room(draft, seq, seq.num_computed_tokens + length):
             draft.add(seq, length)
 
     def _plan_drafts(self, draft: _Draft) -> None:
