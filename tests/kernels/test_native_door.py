@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 from tiny_decoders import Piece, RandomWeights, Shape, World, build, random_ids, random_tensor
 
 from legato.errors import EngineError, LegatoError, UnsupportedModelError, UsageError
-from legato.kernels.cpu import Library, NativeBackend
-from legato.kernels.ops import Batch, KvFormat
+from legato.kernels.cpu import Library, NativeBackend, NativeExecutor
+from legato.kernels.ops import Batch, IntArray, KvFormat
 from legato.weights.tensor import Tensor, WeightFormat
 
 SHAPE = Shape(layers=1, positions=64)
@@ -77,7 +78,9 @@ def test_threads_are_what_was_asked_for(library: Library) -> None:
         ("seq_lens_S", lambda a: np.repeat(a, 2), "different numbers of rows"),
     ],
 )
-def test_arrays_that_contradict_each_other(world: World, field: str, change, says: str) -> None:
+def test_arrays_that_contradict_each_other(
+    world: World, field: str, change: Callable[[IntArray], IntArray], says: str
+) -> None:
     good = world.batch([Piece(0, 0, 18)])
     want = world.run([Piece(0, 0, 18)])
     with pytest.raises(EngineError, match=says):
@@ -192,15 +195,17 @@ def test_shapes_and_formats_are_named_at_load(native: NativeBackend) -> None:
 def test_memory_is_told(native: NativeBackend) -> None:
     before = native.weight_bytes
     executor = build(native, RandomWeights(SHAPE), num_pages=8)
-    assert native.weight_bytes > before
+    assert native.weight_bytes > before and isinstance(executor, NativeExecutor)
     memory = executor.memory()
     assert memory["kv_bytes"] == 8 * memory["kv_page_bytes"]
     assert memory["kv_page_bytes"] == native.page_bytes(SHAPE.spec(), 16, KvFormat.INT8)
 
 
 def test_laps_count_up(world: World) -> None:
-    before = world.executor.laps_ns()
+    executor = world.executor
+    assert isinstance(executor, NativeExecutor)
+    before = executor.laps_ns()
     world.run([Piece(0, 0, 30)])
-    after = world.executor.laps_ns()
+    after = executor.laps_ns()
     assert set(after) == {"embed", "qkv", "attention", "attn_out", "mlp_up", "mlp_down", "logits", "wait"}
     assert sum(after.values()) > sum(before.values())
