@@ -6,7 +6,7 @@
 // number of threads, or on how a prompt was cut. So every function treats each row alone, in one fixed order:
 //   linear     y[n] = sum over groups g = 0, 1, ... of float(int32 dot of group g) * (w_scale * a_scale), by fma in
 //              that order (plus the group's min term where the format has one, second), then + bias, then the epilogue.
-//              Float formats: one fma chain over k = 0, 1, ... a output.
+//              Float formats: two fma chains an output, over even and over odd k, then even + odd.
 //   attention  tokens fall into tiles of kTile absolute positions; a tile's (max, sum, output) is computed alone and
 //              merged with the ones before it in order, whoever computed it.
 #pragma once
@@ -23,17 +23,19 @@ constexpr int kAlign = 64;
 inline int64_t round_up(int64_t x, int64_t m) { return (x + m - 1) / m * m; }
 
 // ---------------------------------------------------------------- rows of quantised activations
-// One record a row of K values (K % 32 == 0, G = K / 32 groups). A group is 8 quads of 4 values. The two quads with the
-// largest magnitudes are fine: their values have 16 bits, so that an outlier does not cost its neighbours their
-// precision; the other six have 8. With 8 bits for all, one token in fourteen of a small model is another one.
-//   int8  lo[K]      q = hi * 256 + lo = round-to-nearest-even(x / d)
-//   int8  hi[K]      zero outside the fine quads
-//   float d[G]       max(largest of the six / 127, largest / 32512)
-//   float s[G]       d * sum(q)            for formats with a minimum
-//   int32 isum[G]    sum(q)                for formats with an integer offset
-//   int32 fine[G]    the fine quads' numbers, first | second << 8
-// padded to 64 bytes. Magnitudes are compared without their three lowest bits, which hold the quad's number instead.
-inline int64_t qrow_bytes(int64_t K) { return round_up(2 * K + 16 * (K / kGroup), kAlign); }
+// One record a row of K values (K % 32 == 0), its groups one after the other, 64 bytes each: a kernel reaches all that
+// it needs of a row and group in one line. A group is 8 quads of 4 values. The two quads with the largest magnitudes
+// are fine: their values have 16 bits, so that an outlier does not cost its neighbours their precision; the other six
+// have 8. With 8 bits for all, one token in fourteen of a small model is another one.
+//   int8   lo[32]      q = hi * 256 + lo = round-to-nearest-even(x / d); hi is 0 outside the fine quads
+//   int8   hi[2][4]    of the fine quads
+//   uint16 at[2]       64 * the fine quads' numbers
+//   float  d           max(largest of the six / 127, largest / 32512)
+//   float  s           d * sum(q)                                          for formats with a minimum
+//   int32  minus[3]    -sum(q), -sum(q[0..15]), -sum(q[16..31])            for formats with an integer offset
+// Magnitudes are compared without their three lowest bits, which hold the quad's number instead. A record has an odd
+// number of lines, so that the same group of several rows does not fall into one set of a cache.
+inline int64_t qrow_bytes(int64_t K) { return 64 * (K / kGroup | 1); }
 
 // ---------------------------------------------------------------- packed weights
 // Blocks of 16 outputs; N is padded to whole blocks with zero weights. Inside a block, groups of 32 k in order.

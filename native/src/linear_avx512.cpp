@@ -9,8 +9,8 @@
 #include "linear_rows.h"
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
-#include "linear_avx512_float.h"
 #include "vec_avx512.h"
+#include "linear_avx512_float.h"
 
 namespace lg {
 namespace {
@@ -105,39 +105,6 @@ inline LG_INLINE void read_group(const uint8_t* block, int64_t g, Group& out) {
   }
 }
 
-// One row where it lies; `c` as in a chunk.
-struct RowInPlace {
-  RowView row;
-  const int32_t* c;
-
-  static constexpr bool kDense = true;  // reading all of hi costs less than the walk to the fine quads of one row
-
-  inline LG_INLINE const int8_t* lo(int, int64_t g) const { return row.lo + kGroup * g; }
-  inline LG_INLINE const int8_t* hi(int, int64_t g) const { return row.hi + kGroup * g; }
-  inline LG_INLINE const float* d(int, int64_t g) const { return row.d + g; }
-  inline LG_INLINE const float* s(int, int64_t g) const { return row.s + g; }
-  inline LG_INLINE const int32_t* offset(int, int64_t g) const { return c + 2 * g; }
-};
-
-// R rows regrouped, see chunk_group_bytes.
-template <int KIND, int R>
-struct RowsInChunk {
-  static constexpr bool kDense = KIND == W_Q6_K;
-  const uint8_t* chunk;
-
-  inline LG_INLINE const uint8_t* group(int64_t g) const { return chunk + g * chunk_group_bytes(KIND, R); }
-  inline LG_INLINE const int8_t* bytes(int64_t g) const { return reinterpret_cast<const int8_t*>(group(g)); }
-  inline LG_INLINE const int8_t* lo(int r, int64_t g) const { return bytes(g) + 32 * r; }
-  inline LG_INLINE const int8_t* hi(int r, int64_t g) const { return bytes(g) + 48 * R + 32 * r; }
-  inline LG_INLINE const int32_t* at(int r, int64_t g) const { return reinterpret_cast<const int32_t*>(group(g) + 48 * R) + 2 * r; }
-  inline LG_INLINE const int8_t* fine(int r, int64_t g) const { return bytes(g) + 56 * R + 8 * r; }
-  inline LG_INLINE const float* d(int r, int64_t g) const { return reinterpret_cast<const float*>(group(g) + 32 * R) + r; }
-  inline LG_INLINE const float* s(int r, int64_t g) const { return reinterpret_cast<const float*>(group(g) + 36 * R) + r; }
-  inline LG_INLINE const int32_t* offset(int r, int64_t g) const {
-    return reinterpret_cast<const int32_t*>(group(g) + 40 * R) + 2 * r;
-  }
-};
-
 // The compiler splits this into a broadcast and a multiply; written out it is one instruction.
 inline LG_INLINE void dot4(__m512i& acc, __m512i w, const int8_t* a) {
   asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*reinterpret_cast<const int32_t*>(a)));
@@ -152,185 +119,90 @@ inline LG_INLINE __m512i dot(__m512i acc, const __m512i (&w)[8], const int8_t* a
   return acc;
 }
 
-// sum(w * (hi * 256 + lo)) over quads [FROM, TO), every quad with both bytes.
-template <int FROM, int TO>
-inline LG_INLINE __m512i dot_dense(__m512i acc, const __m512i (&w)[8], const int8_t* lo, const int8_t* hi) {
-  const __m512i high = dot<FROM, TO>(_mm512_setzero_si512(), w, hi);
-  return _mm512_add_epi32(dot<FROM, TO>(acc, w, lo), _mm512_slli_epi32(high, 8));
+// A group's quads and, for Q6_K, its two scales in memory, where a row finds those of its fine quads.
+struct alignas(64) Spill {
+  uint8_t quads[512];
+  float scales[2][kLanes];
+};
+
+// One fine quad's share of a dot, in units of 256.
+inline LG_INLINE __m512i fine_dot(__m512i acc, const uint8_t* quads, const QGroup& row, int i) {
+  dot4(acc, _mm512_loadu_si512(quads + row.at[i]), row.hi[i]);
+  return acc;
 }
 
-// float(int32 dot of the group); for Q6_K the two halves times their integer scales. `quads` are x.w in memory.
-template <int KIND, class Rows>
-inline LG_INLINE __m512 group_dot(const Group& x, const uint8_t* quads, const Rows& rows, int r, int64_t g) {
-  if constexpr (KIND == W_Q6_K) {
-    const __m512i first = dot_dense<0, 4>(_mm512_set1_epi32(rows.offset(r, g)[0]), x.w, rows.lo(r, g), rows.hi(r, g));
-    const __m512i second = dot_dense<4, 8>(_mm512_set1_epi32(rows.offset(r, g)[1]), x.w, rows.lo(r, g), rows.hi(r, g));
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), x.m, _mm512_mul_ps(_mm512_cvtepi32_ps(first), x.sc));
+// Quads [FROM, TO) times lo, less the kind's offset times q; `minus` says of which half.
+template <int KIND, int FROM, int TO>
+inline LG_INLINE __m512i coarse_dot(const Group& x, const QGroup& row, int minus) {
+  __m512i start = _mm512_setzero_si512();
+  if constexpr (offset_bits(KIND) >= 0) start = _mm512_slli_epi32(_mm512_set1_epi32(row.minus[minus]), offset_bits(KIND) & 31);
+  return dot<FROM, TO>(start, x.w, row.lo);
+}
+
+// float(int32 dot of the group); for Q6_K of its halves, times their integer scales. `quads` are x.w in memory.
+template <int KIND>
+inline LG_INLINE __m512 group_dot(const Group& x, const uint8_t* quads, const Spill& spill, const QGroup& row) {
+  const __m512i zero = _mm512_setzero_si512();
+  if constexpr (KIND != W_Q6_K) {
+    const __m512i fine = fine_dot(fine_dot(zero, quads, row, 0), quads, row, 1);
+    return _mm512_cvtepi32_ps(_mm512_add_epi32(coarse_dot<KIND, 0, 8>(x, row, 0), _mm512_slli_epi32(fine, 8)));
   } else {
-    const __m512i start = offset_bits(KIND) >= 0 ? _mm512_set1_epi32(rows.offset(r, g)[0]) : _mm512_setzero_si512();
-    if constexpr (Rows::kDense) {
-      return _mm512_cvtepi32_ps(dot_dense<0, 8>(start, x.w, rows.lo(r, g), rows.hi(r, g)));
-    } else {
-      __m512i high = _mm512_setzero_si512();
-      dot4(high, load(quads + rows.at(r, g)[0]), rows.fine(r, g));
-      dot4(high, load(quads + rows.at(r, g)[1]), rows.fine(r, g) + 4);
-      const __m512i low = dot<0, 8>(start, x.w, rows.lo(r, g));
-      return _mm512_cvtepi32_ps(_mm512_add_epi32(low, _mm512_slli_epi32(high, 8)));
-    }
+    const auto scale = [&](int i) LG_INLINE { return _mm512_load_ps(spill.scales[row.at[i] >> 8]); };
+    const __m512 fine = _mm512_mul_ps(_mm512_cvtepi32_ps(fine_dot(zero, quads, row, 0)), scale(0));
+    const __m512 fines = _mm512_fmadd_ps(_mm512_cvtepi32_ps(fine_dot(zero, quads, row, 1)), scale(1), fine);
+    const __m512 first = _mm512_mul_ps(_mm512_cvtepi32_ps(coarse_dot<KIND, 0, 4>(x, row, 1)), x.sc);
+    const __m512 both = _mm512_fmadd_ps(_mm512_cvtepi32_ps(coarse_dot<KIND, 4, 8>(x, row, 2)), x.m, first);
+    return _mm512_fmadd_ps(fines, bc(256.0f), both);
   }
 }
 
 // tile[r][16] = the contract's chain over all groups, for R rows and the 16 outputs of one block.
-template <int KIND, int R, class Rows>
-inline LG_INLINE void micro(const uint8_t* block, int64_t K, const Rows& rows, float* tile) {
+template <int KIND, int R>
+void quantized_tile(const uint8_t* block, int64_t K, const uint8_t* act, int64_t act_stride, float* tile) {
+  Rows<QGroup, sizeof(QGroup), R> rows(act, act_stride);
+  Spill spill;
   __m512 acc[R];
   each<R>([&](auto r) LG_INLINE { acc[r] = _mm512_setzero_ps(); });
-  for (int64_t g = 0; g < K / kGroup; ++g) {
+  for (int64_t g = 0; g < K / kGroup; ++g, rows.next()) {
     Group x;
     read_group<KIND>(block, g, x);
-    alignas(64) uint8_t quads[Rows::kDense ? 64 : 512];
-    if constexpr (!Rows::kDense) each<8>([&](auto v) LG_INLINE { _mm512_store_si512(quads + 64 * v, x.w[v]); });
+    const uint8_t* quads = KIND == W_Q8_0 ? block + quants_at(KIND, g) : spill.quads;
+    if constexpr (KIND != W_Q8_0) each<8>([&](auto v) LG_INLINE { _mm512_store_si512(spill.quads + 64 * v, x.w[v]); });
+    if constexpr (KIND == W_Q6_K) {
+      _mm512_store_ps(spill.scales[0], x.sc);
+      _mm512_store_ps(spill.scales[1], x.m);
+    }
     each<R>([&](auto r) LG_INLINE {
-      const __m512 scale = _mm512_mul_ps(x.d, _mm512_set1_ps(*rows.d(r, g)));
-      acc[r] = _mm512_fmadd_ps(group_dot<KIND>(x, quads, rows, r, g), scale, acc[r]);
-      if constexpr (has_min(KIND)) acc[r] = _mm512_fmadd_ps(x.m, _mm512_set1_ps(*rows.s(r, g)), acc[r]);
+      const QGroup& row = *rows[r];
+      const __m512 scale = _mm512_mul_ps(x.d, bc(row.d));
+      acc[r] = _mm512_fmadd_ps(group_dot<KIND>(x, quads, spill, row), scale, acc[r]);
+      if constexpr (has_min(KIND)) acc[r] = _mm512_fmadd_ps(x.m, bc(row.s), acc[r]);
     });
   }
   each<R>([&](auto r) LG_INLINE { _mm512_store_ps(tile + 16 * r, acc[r]); });
 }
 
+constexpr int kRows = 12;  // of a tile: 12 sums, 8 quads and two scales are 22 of the 32 registers
+
 template <int KIND>
-void one_row(const uint8_t* block, int64_t K, const RowInPlace& row, float* tile) {
-  micro<KIND, 1>(block, K, row, tile);
-}
-
-template <int KIND, int R>
-void rows_of_chunk(const uint8_t* block, int64_t K, const uint8_t* chunk, float* tile) {
-  micro<KIND, R>(block, K, RowsInChunk<KIND, R>{chunk}, tile);
-}
-
-// One function for each number of rows in a chunk.
-template <int KIND>
-struct ChunkTable {
-  using Fn = void (*)(const uint8_t* block, int64_t K, const uint8_t* chunk, float* tile);
-  Fn of_rows[kMaxRows + 1] = {};
-
-  constexpr ChunkTable() {
-    each<kMaxRows>([&](auto r) { of_rows[r + 1] = rows_of_chunk<KIND, r + 1>; });
-  }
-};
-
-// Sums of the first and the second 16 of 32 bytes.
-struct HalfSums {
-  int32_t first, second;
-};
-inline LG_INLINE HalfSums half_sums(const int8_t* bytes) {
-  const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
-  __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), x);
-  sums = _mm256_hadd_epi32(sums, sums);
-  sums = _mm256_hadd_epi32(sums, sums);
-  return {_mm256_extract_epi32(sums, 0), _mm256_extract_epi32(sums, 4)};
-}
-
-// -offset * sum(q) of a group of a row: one number, or for Q6_K one for each half of 16.
-template <int KIND>
-inline LG_INLINE void put_offsets(const RowView& row, int64_t g, int32_t* out) {
-  if constexpr (KIND == W_Q6_K) {
-    const HalfSums lo = half_sums(row.lo + kGroup * g), hi = half_sums(row.hi + kGroup * g);
-    out[0] = -(lo.first + 256 * hi.first) * (1 << offset_bits(KIND));
-    out[1] = -(lo.second + 256 * hi.second) * (1 << offset_bits(KIND));
-  } else if constexpr (offset_bits(KIND) >= 0) {
-    out[0] = -(row.isum[g] * (1 << offset_bits(KIND)));
-  }
-}
-
-// Regroups R records.
-template <int KIND>
-void make_chunk(const uint8_t* act, int64_t stride, int R, int64_t K, uint8_t* chunk) {
-  for (int r = 0; r < R; ++r) {
-    const RowView row = row_view(act + r * stride, K);
-    for (int64_t g = 0; g < K / kGroup; ++g) {
-      uint8_t* out = chunk + g * chunk_group_bytes(KIND, R);
-      std::memcpy(out + 32 * r, row.lo + kGroup * g, kGroup);
-      reinterpret_cast<float*>(out + 32 * R)[r] = row.d[g];
-      reinterpret_cast<float*>(out + 36 * R)[r] = row.s[g];
-      put_offsets<KIND>(row, g, reinterpret_cast<int32_t*>(out + 40 * R) + 2 * r);
-      if constexpr (KIND == W_Q6_K) {
-        std::memcpy(out + 48 * R + 32 * r, row.hi + kGroup * g, kGroup);
-      } else {
-        for (int i = 0; i < 2; ++i) {
-          const int quad = row.fine[g] >> (8 * i) & 7;
-          reinterpret_cast<int32_t*>(out + 48 * R)[2 * r + i] = 64 * quad;
-          std::memcpy(out + 56 * R + 8 * r + 4 * i, row.hi + kGroup * g + 4 * quad, 4);
-        }
-      }
+constexpr TileTable<kRows> tiles() {
+  TileTable<kRows> table = {};
+  each<kRows>([&](auto r) {
+    if constexpr (takes_quants(KIND)) {
+      table.of_rows[r + 1] = quantized_tile<KIND, r + 1>;
+    } else {
+      table.of_rows[r + 1] = float_tile<KIND, r + 1>;
     }
-  }
-}
-
-// One call of `linear` for a quantised kind.
-template <int KIND>
-struct Run {
-  const PackedLinear& w;
-  const uint8_t* act;
-  int64_t act_stride;
-  float* out;
-  int64_t out_stride;
-  int32_t epilogue;
-  uint8_t* scratch;
-
-  const uint8_t* block(int64_t b) const { return w.data + b * block_bytes(KIND, w.cols); }
-  int parts() const { return w.gated ? 2 : 1; }
-
-  void one(int64_t begin, int64_t end) const {
-    int32_t* c = reinterpret_cast<int32_t*>(scratch);
-    const RowView row = row_view(act, w.cols);
-    for (int64_t g = 0; g < w.cols / kGroup; ++g) put_offsets<KIND>(row, g, c + 2 * g);
-    alignas(64) float tile[2 * kLanes];
-    for (int64_t i = begin; i < end; ++i) {
-      for (int p = 0; p < parts(); ++p) one_row<KIND>(block(parts() * i + p), w.cols, RowInPlace{row, c}, tile + p * kLanes);
-      store_tile(w, tile, 1, i, epilogue, out, out_stride);
-    }
-  }
-
-  // Rows [row, row + M), all of whose chunks fit the scratch. A block's weights are unpacked again for each chunk: the
-  // vector pipes that do it are idle otherwise, and an unpacked panel twice as large was slower to read.
-  void many(int row, int M, int64_t begin, int64_t end) const {
-    constexpr ChunkTable<KIND> table;
-    const int R = chunk_rows(M);
-    const int64_t chunk_bytes = align_up(w.cols / kGroup * chunk_group_bytes(KIND, R));
-    for (int r = 0; r < M; r += R) {
-      make_chunk<KIND>(act + (row + r) * act_stride, act_stride, R < M - r ? R : M - r, w.cols, scratch + r / R * chunk_bytes);
-    }
-    alignas(64) float tile[2 * kMaxRows * kLanes];
-    for (int64_t i = begin; i < end; ++i) {
-      for (int r = 0; r < M; r += R) {
-        const int n = R < M - r ? R : M - r;
-        for (int p = 0; p < parts(); ++p) {
-          table.of_rows[n](block(parts() * i + p), w.cols, scratch + r / R * chunk_bytes, tile + p * n * kLanes);
-        }
-        store_tile(w, tile, n, i, epilogue, out + (row + r) * out_stride, out_stride);
-      }
-    }
-  }
-};
-
-template <int KIND>
-void run_linear(const PackedLinear& w, const uint8_t* act, int64_t act_stride, int M, int64_t begin, int64_t end, float* out,
-                int64_t out_stride, int32_t epilogue, uint8_t* scratch) {
-  const Run<KIND> run{w, act, act_stride, out, out_stride, epilogue, scratch};
-  const int step = tile_rows(w.cols);
-  if (M == 1) return run.one(begin, end);
-  for (int row = 0; row < M; row += step) run.many(row, step < M - row ? step : M - row, begin, end);
+  });
+  return table;
 }
 
 void linear(const PackedLinear* w, const uint8_t* act, int64_t act_stride, int32_t M, int32_t begin, int32_t end, float* out,
-            int64_t out_stride, int32_t epilogue, uint8_t* scratch) {
-  constexpr decltype(&run_linear<W_Q4_1>) table[W_KINDS] = {
-      run_float<W_F32>,   run_float<W_F16>,   run_float<W_BF16>,  run_linear<W_Q8_0>, run_linear<W_Q4_0>, run_linear<W_Q4_1>,
-      run_linear<W_Q5_0>, run_linear<W_Q5_1>, run_linear<W_Q4_K>, run_linear<W_Q5_K>, run_linear<W_Q6_K>};
-  if (M <= 0 || begin >= end) return;
-  table[w->kind](*w, act, act_stride, M, begin, end, out, out_stride, epilogue, scratch);
+            int64_t out_stride, int32_t epilogue, uint8_t*) {
+  static constexpr TileTable<kRows> tables[W_KINDS] = {tiles<W_F32>(),  tiles<W_F16>(),  tiles<W_BF16>(), tiles<W_Q8_0>(),
+                                                       tiles<W_Q4_0>(), tiles<W_Q4_1>(), tiles<W_Q5_0>(), tiles<W_Q5_1>(),
+                                                       tiles<W_Q4_K>(), tiles<W_Q5_K>(), tiles<W_Q6_K>()};
+  run_linear(tables[w->kind], *w, act, act_stride, M, begin, end, out, out_stride, epilogue);
 }
 
 // The largest of 8 keys, in every lane.
@@ -347,18 +219,19 @@ inline LG_INLINE __m512i quad_most(__m512 x) {
   return _mm512_max_epu32(pairs, _mm512_shuffle_epi32(pairs, static_cast<_MM_PERM_ENUM>(0xb1)));
 }
 
-inline LG_INLINE void store_planes(__m512i q, uint8_t* lo, uint8_t* hi) {
+// q = hi * 256 + lo.
+inline LG_INLINE void store_planes(__m512i q, int8_t* lo, int8_t* hi) {
   const __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(q, 24), 24);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(lo), _mm512_cvtepi32_epi8(low));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(hi), _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_sub_epi32(q, low), 8)));
 }
 
 void quantize_row(const float* x, int64_t K, uint8_t* record) {
-  const int64_t G = K / kGroup;
-  float* scales = reinterpret_cast<float*>(record + 2 * K);
+  QGroup* groups = reinterpret_cast<QGroup*>(record);
   const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 0, 0, 0, 0, 0, 0, 0);
   const __m256i numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  for (int64_t g = 0; g < G; ++g) {
+  for (int64_t g = 0; g < K / kGroup; ++g) {
+    QGroup& group = groups[g];
     const __m512 low = _mm512_loadu_ps(x + 32 * g), high = _mm512_loadu_ps(x + 32 * g + 16);
     const __m256i most = _mm512_castsi512_si256(_mm512_permutex2var_epi32(quad_most(low), firsts, quad_most(high)));
     __m256i keys = _mm256_or_si256(_mm256_and_si256(most, _mm256_set1_epi32(~7)), numbers);
@@ -368,14 +241,17 @@ void quantize_row(const float* x, int64_t K, uint8_t* record) {
     keys = _mm256_mask_mov_epi32(keys, _mm256_cmpeq_epi32_mask(keys, second), _mm256_setzero_si256());
     const auto key = [](__m256i v) { return static_cast<uint32_t>(_mm256_cvtsi256_si32(v)); };
     const GroupScale scale = group_scale(key(first), key(largest(keys)));
-    const __m512 factor = _mm512_set1_ps(scale.factor);
-    __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(low, factor)), b = _mm512_cvtps_epi32(_mm512_mul_ps(high, factor));
-    if (scale.factor == 0.0f) a = b = _mm512_setzero_si512();
-    store_planes(a, record + 32 * g, record + K + 32 * g);
-    store_planes(b, record + 32 * g + 16, record + K + 32 * g + 16);
-    put_group_scale(scales, G, g, scale.d, _mm512_reduce_add_epi32(_mm512_add_epi32(a, b)), fine_quads(key(first), key(second)));
+    // A factor of 0 means zeros, also where x is a NaN.
+    const __mmask16 any = scale.factor == 0.0f ? 0 : 0xffff;
+    const __m512i a = _mm512_maskz_cvtps_epi32(any, _mm512_mul_ps(low, bc(scale.factor)));
+    const __m512i b = _mm512_maskz_cvtps_epi32(any, _mm512_mul_ps(high, bc(scale.factor)));
+    alignas(32) int8_t hi[kGroup];
+    store_planes(a, group.lo, hi);
+    store_planes(b, group.lo + 16, hi + 16);
+    put_group(group, scale.d, _mm512_reduce_add_epi32(a), _mm512_reduce_add_epi32(b), key(first), key(second));
+    for (int i = 0; i < 2; ++i) std::memcpy(group.hi[i], hi + group.at[i] / 16, 4);
   }
-  zero_padding(record, K);
+  zero_padding(groups, K / kGroup);
 }
 
 }  // namespace

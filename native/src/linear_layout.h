@@ -16,7 +16,8 @@
 //     Q4_K  8 groups: [f16 d[16], f16 dmin[16], low scales, high scales, 8 x nibbles]
 //     Q5_K  8 groups: [the same four, 8 x (nibbles, bit plane)]
 //     Q6_K  8 groups: [f16 d[16], int8 scale[16][16], 8 x (nibbles, 2-bit planes)]
-//     F32, F16, BF16: [16] of one k
+//     F32, F16      [2][16] of two k
+//     BF16          [16][2] of two k; zeros stand behind an odd K
 //   bit plane (64 bytes): byte b of a lane has, as bit v, bit 4 of k = 4v + b.
 //   2-bit planes (2 x 64 bytes): plane h, byte b of a lane has, as bits 2i and 2i + 1, bits 4-5 of k = 4(4h + i) + b.
 //   low scales (8 groups x 16 bytes): low half the low 4 bits of the group's scale, high half those of its minimum.
@@ -35,9 +36,9 @@ struct WeightLayout {
 };
 
 constexpr WeightLayout kLayouts[W_KINDS] = {
-    {1, 4, 1, 64},           // F32
-    {1, 2, 1, 32},           // F16
-    {1, 2, 1, 32},           // BF16
+    {1, 4, 2, 128},          // F32
+    {1, 2, 2, 64},           // F16
+    {1, 2, 2, 64},           // BF16
     {32, 34, 64, 1088},      // Q8_0
     {32, 18, 64, 576},       // Q4_0
     {32, 20, 32, 320},       // Q4_1
@@ -54,6 +55,7 @@ constexpr int64_t block_bytes(int kind, int64_t K) {
 }
 
 constexpr bool is_k_quant(int kind) { return kind >= W_Q4_K; }
+constexpr bool takes_quants(int kind) { return kind >= W_Q8_0; }
 
 // Where group g of a block has its quants (planes one after the other) and its scales. The scales of a K-quant are
 // those of its record: d first.
@@ -69,49 +71,26 @@ constexpr int64_t scales_at(int kind, int64_t g) {
   return record_of(kind, g) + (is_k_quant(kind) ? 0 : g % (kLayouts[kind].span / kGroup) * 32);
 }
 
+// Where a block of a float kind has value k of a lane.
+constexpr int64_t float_at(int kind, int64_t k, int lane) {
+  return k / 2 * kLayouts[kind].bytes + (kind == W_BF16 ? 2 * lane + k % 2 : k % 2 * kLanes + lane) * kLayouts[kind].file_bytes;
+}
+
 // What a kind's numbers mean to a kernel: value = scale * (q - (1 << offset)) with offset < 0 for none, + minimum.
 constexpr bool has_min(int kind) { return kind == W_Q4_1 || kind == W_Q5_1 || kind == W_Q4_K || kind == W_Q5_K; }
 constexpr int offset_bits(int kind) {
   return kind == W_Q8_0 ? 7 : kind == W_Q4_0 ? 3 : kind == W_Q5_0 ? 4 : kind == W_Q6_K ? 5 : -1;
 }
 
-// Rows that a matrix kernel takes at once, and the bytes of regrouped rows that one sweep over the weights serves (L2).
-constexpr int kMaxRows = 12;
-constexpr int64_t kTileBytes = 384 << 10;
-
-// A chunk of R <= kMaxRows rows regrouped for the matrix kernels, a group after the other:
-// int8 lo[R][32], float d[R], float s[R], int32 c[R][2] where c[0] is -offset * sum(q), or c holds two halves (Q6_K);
-// then the fine quads, int32 at[R][2] (64 * number) and int8 hi[R][2][4]; for Q6_K int8 hi[R][32] instead.
-constexpr int64_t chunk_group_bytes(int kind, int R) { return int64_t{kind == W_Q6_K ? 80 : 64} * R; }
-
-inline int tile_rows(int64_t K) {
-  const int64_t rows = kTileBytes / (64 * (K / kGroup) + 1) / kMaxRows * kMaxRows;
-  return static_cast<int>(rows < 2 * kMaxRows ? 2 * kMaxRows : rows > 20 * kMaxRows ? 20 * kMaxRows : rows);
-}
-
-// Rows are cut into equal chunks, so that 13 rows run as 7 + 6.
-inline int chunk_rows(int M) {
-  const int chunks = (M + kMaxRows - 1) / kMaxRows;
-  return (M + chunks - 1) / chunks;
-}
-
-// A record of quantize_row.
-struct RowView {
-  const int8_t* lo;
-  const int8_t* hi;
-  const float* d;
-  const float* s;
-  const int32_t* isum;
-  const int32_t* fine;
+// A group of a record of quantize_row.
+struct alignas(64) QGroup {
+  int8_t lo[kGroup];
+  int8_t hi[2][4];
+  uint16_t at[2];
+  float d, s;
+  int32_t minus[3];
 };
-
-inline RowView row_view(const uint8_t* record, int64_t K) {
-  const int64_t G = K / kGroup;
-  const int8_t* lo = reinterpret_cast<const int8_t*>(record);
-  const float* d = reinterpret_cast<const float*>(record + 2 * K);
-  const int32_t* isum = reinterpret_cast<const int32_t*>(d + 2 * G);
-  return {lo, lo + K, d, d + G, isum, isum + G};
-}
+static_assert(sizeof(QGroup) == 64, "the record of kernels.h");
 
 // Groups whose largest magnitude is below this become zeros: 1 / d must not overflow.
 constexpr float kTinyAmax = 0x1p-100f;

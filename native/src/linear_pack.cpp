@@ -131,7 +131,7 @@ void pack_row(int kind, const uint8_t* src, int64_t K, uint8_t* block, int lane)
   const int groups = layout.unit / kGroup;
   for (int64_t u = 0; u < K / layout.unit; ++u, src += layout.file_bytes) {
     if (groups == 0) {
-      std::memcpy(block + u * layout.bytes + layout.file_bytes * lane, src, static_cast<size_t>(layout.file_bytes));
+      std::memcpy(block + float_at(kind, u, lane), src, static_cast<size_t>(layout.file_bytes));
       continue;
     }
     put_scales(kind, src, block + scales_at(kind, u * groups), lane);
@@ -189,11 +189,7 @@ void pack_rows(int32_t kind, const uint8_t* src, int64_t n, int64_t cols, uint8_
   }
 }
 
-// Chunks of a tile of rows, each padded; fewer columns never need more than this.
-int64_t linear_scratch_bytes(int64_t max_cols) {
-  const int64_t least = 2 * chunk_group_bytes(W_Q6_K, kMaxRows) * ((max_cols + kGroup - 1) / kGroup);
-  return (least > kTileBytes ? least : kTileBytes) + 32 * kAlign;
-}
+int64_t linear_scratch_bytes(int64_t) { return kAlign; }  // no level needs any today; one with AMX will, for its tiles
 
 void table_row(int32_t kind, const uint8_t* row, int64_t cols, float scale, float* out) {
   const WeightLayout& layout = kLayouts[kind];

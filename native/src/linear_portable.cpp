@@ -75,29 +75,38 @@ void read_group(int kind, const uint8_t* block, int64_t g, Group& out) {
   }
 }
 
-void dot(const int16_t (*w)[kLanes], const int8_t* lo, const int8_t* hi, int count, int32_t* sum) {
-  for (int o = 0; o < kLanes; ++o) sum[o] = 0;
-  for (int k = 0; k < count; ++k) {
-    const int16_t x = static_cast<int16_t>(hi[k] * 256 + lo[k]);
-    for (int o = 0; o < kLanes; ++o) sum[o] += static_cast<int32_t>(w[k][o]) * x;
+// q[0..31] of a group.
+void whole(const QGroup& row, int16_t* q) {
+  for (int i = 0; i < kGroup; ++i) q[i] = row.lo[i];
+  for (int i = 0; i < 8; ++i) {
+    int16_t& fine = q[row.at[i / 4] / 16 + i % 4];
+    fine = static_cast<int16_t>(fine + row.hi[i / 4][i % 4] * 256);
   }
 }
 
-void add_group(int kind, const Group& x, const RowView& row, int64_t g, float* acc) {
-  const int8_t *lo = row.lo + kGroup * g, *hi = row.hi + kGroup * g;
+void dot(const int16_t (*w)[kLanes], const int16_t* q, int count, int32_t* sum) {
+  for (int o = 0; o < kLanes; ++o) sum[o] = 0;
+  for (int k = 0; k < count; ++k) {
+    for (int o = 0; o < kLanes; ++o) sum[o] += static_cast<int32_t>(w[k][o]) * q[k];
+  }
+}
+
+void add_group(int kind, const Group& x, const QGroup& row, float* acc) {
+  int16_t q[kGroup];
+  whole(row, q);
   float dots[kLanes];
   int32_t sum[kLanes], second[kLanes];
   if (kind == W_Q6_K) {
-    dot(x.w, lo, hi, 16, sum);
-    dot(x.w + 16, lo + 16, hi + 16, 16, second);
+    dot(x.w, q, 16, sum);
+    dot(x.w + 16, q + 16, 16, second);
     for (int o = 0; o < kLanes; ++o) dots[o] = static_cast<float>(sum[o]) * x.sc[0][o] + static_cast<float>(second[o]) * x.sc[1][o];
   } else {
-    dot(x.w, lo, hi, kGroup, sum);
+    dot(x.w, q, kGroup, sum);
     for (int o = 0; o < kLanes; ++o) dots[o] = static_cast<float>(sum[o]);
   }
-  for (int o = 0; o < kLanes; ++o) acc[o] += dots[o] * (x.d[o] * row.d[g]);
+  for (int o = 0; o < kLanes; ++o) acc[o] += dots[o] * (x.d[o] * row.d);
   if (has_min(kind)) {
-    for (int o = 0; o < kLanes; ++o) acc[o] += x.m[o] * row.s[g];
+    for (int o = 0; o < kLanes; ++o) acc[o] += x.m[o] * row.s;
   }
 }
 
@@ -106,26 +115,32 @@ void quantized_tile(int kind, const uint8_t* block, int64_t K, const uint8_t* ac
   for (int64_t g = 0; g < K / kGroup; ++g) {
     Group x;
     read_group(kind, block, g, x);
-    for (int r = 0; r < rows; ++r) add_group(kind, x, row_view(act + r * stride, K), g, tile + r * kLanes);
+    for (int r = 0; r < rows; ++r) add_group(kind, x, reinterpret_cast<const QGroup*>(act + r * stride)[g], tile + r * kLanes);
+  }
+}
+
+void read_floats(int kind, const uint8_t* block, int64_t k, float* w) {
+  for (int o = 0; o < kLanes; ++o) {
+    uint32_t bits = 0;
+    std::memcpy(&bits, block + float_at(kind, k, o), static_cast<size_t>(kLayouts[kind].file_bytes));
+    const uint16_t low = static_cast<uint16_t>(bits);
+    w[o] = kind == W_F32 ? bits_to_float(bits) : kind == W_F16 ? half_to_float(low) : bf16_to_float(low);
   }
 }
 
 void float_tile(int kind, const uint8_t* block, int64_t K, const uint8_t* act, int64_t stride, int rows, float* tile) {
-  for (int i = 0; i < rows * kLanes; ++i) tile[i] = 0.0f;
+  float odd[kRows * kLanes];
+  for (int i = 0; i < rows * kLanes; ++i) tile[i] = odd[i] = 0.0f;
   for (int64_t k = 0; k < K; ++k) {
     float w[kLanes];
-    uint16_t halves[kLanes];
-    if (kind == W_F32) {
-      std::memcpy(w, block + 64 * k, 64);
-    } else {
-      std::memcpy(halves, block + 32 * k, 32);
-      for (int o = 0; o < kLanes; ++o) w[o] = kind == W_F16 ? half_to_float(halves[o]) : bf16_to_float(halves[o]);
-    }
+    read_floats(kind, block, k, w);
+    float* sum = k % 2 ? odd : tile;
     for (int r = 0; r < rows; ++r) {
       const float x = reinterpret_cast<const float*>(act + r * stride)[k];
-      for (int o = 0; o < kLanes; ++o) tile[r * kLanes + o] += w[o] * x;
+      for (int o = 0; o < kLanes; ++o) sum[r * kLanes + o] += w[o] * x;
     }
   }
+  for (int i = 0; i < rows * kLanes; ++i) tile[i] += odd[i];
 }
 
 float activated(float x, int32_t epilogue) {
@@ -198,9 +213,8 @@ struct Keys {
 };
 
 void quantize_row(const float* x, int64_t K, uint8_t* record) {
-  const int64_t G = K / kGroup;
-  float* scales = reinterpret_cast<float*>(record + 2 * K);
-  for (int64_t g = 0; g < G; ++g, x += kGroup) {
+  QGroup* groups = reinterpret_cast<QGroup*>(record);
+  for (int64_t g = 0; g < K / kGroup; ++g, x += kGroup) {
     Keys keys;
     for (int v = 0; v < 8; ++v) {
       uint32_t most = 0;
@@ -211,17 +225,18 @@ void quantize_row(const float* x, int64_t K, uint8_t* record) {
       keys.add(quad_key(most, v));
     }
     const GroupScale scale = group_scale(keys.first, keys.third);
-    int32_t sum = 0;
+    int32_t sum[2] = {0, 0};
+    int8_t hi[kGroup];
     for (int i = 0; i < kGroup; ++i) {
       const int32_t q = scale.factor == 0.0f ? 0 : static_cast<int32_t>(std::nearbyintf(x[i] * scale.factor));
-      const int32_t lo = static_cast<int8_t>(q & 255);
-      record[kGroup * g + i] = static_cast<uint8_t>(lo);
-      record[K + kGroup * g + i] = static_cast<uint8_t>((q - lo) >> 8);
-      sum += q;
+      groups[g].lo[i] = static_cast<int8_t>(q & 255);
+      hi[i] = static_cast<int8_t>((q - groups[g].lo[i]) >> 8);
+      sum[i / 16] += q;
     }
-    put_group_scale(scales, G, g, scale.d, sum, fine_quads(keys.first, keys.second));
+    put_group(groups[g], scale.d, sum[0], sum[1], keys.first, keys.second);
+    for (int i = 0; i < 8; ++i) groups[g].hi[i / 4][i % 4] = hi[groups[g].at[i / 4] / 16 + i % 4];
   }
-  zero_padding(record, K);
+  zero_padding(groups, K / kGroup);
 }
 
 }  // namespace

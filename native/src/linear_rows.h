@@ -57,19 +57,20 @@ inline GroupScale group_scale(uint32_t first, uint32_t third) {
   return {1.0f / d, d};
 }
 
-inline int32_t fine_quads(uint32_t first, uint32_t second) { return static_cast<int32_t>((first & 7u) | (second & 7u) << 8); }
-
-// Writes group g's four numbers; `scales` is the record's d[G], followed by s[G], isum[G] and fine[G].
-inline void put_group_scale(float* scales, int64_t G, int64_t g, float d, int32_t sum, int32_t fine) {
-  scales[g] = d;
-  scales[G + g] = d * static_cast<float>(sum);
-  std::memcpy(scales + 2 * G + g, &sum, 4);
-  std::memcpy(scales + 3 * G + g, &fine, 4);
+// Everything of a group but its lo and hi; `first` and `second` are the sums of its halves.
+inline void put_group(QGroup& group, float d, int32_t first, int32_t second, uint32_t first_key, uint32_t second_key) {
+  group.d = d;
+  group.s = d * static_cast<float>(first + second);
+  group.minus[0] = -(first + second);
+  group.minus[1] = -first;
+  group.minus[2] = -second;
+  group.at[0] = static_cast<uint16_t>((first_key & 7u) * 64);
+  group.at[1] = static_cast<uint16_t>((second_key & 7u) * 64);
 }
 
-inline void zero_padding(uint8_t* record, int64_t K) {
-  const int64_t used = 2 * K + 16 * (K / kGroup);
-  std::memset(record + used, 0, static_cast<size_t>(align_up(used) - used));
+// The line behind an even number of groups.
+inline void zero_padding(QGroup* groups, int64_t count) {
+  if (count % 2 == 0) std::memset(static_cast<void*>(groups + count), 0, sizeof(QGroup));
 }
 
 }  // namespace

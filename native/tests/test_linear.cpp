@@ -148,15 +148,28 @@ std::vector<float> random_rows(Random& rng, int64_t rows, int64_t cols) {
 }
 
 // ---------------------------------------------------------------- quantised rows
-// A record straight from the definition; the kernels may differ by nothing.
-void check_quantize_group(const Kernels& k, const float* x, const std::vector<uint8_t>& record, int64_t K, int64_t g) {
-  const int64_t G = K / 32;
-  const auto number = [&](int64_t at, auto value) {
-    std::memcpy(&value, record.data() + 2 * K + at, 4);
+struct Group {
+  int8_t lo[32], hi[2][4];
+  uint16_t at[2];
+  float d, s;
+  int32_t minus[3];
+
+  int q(int i) const {
+    int value = lo[i];
+    for (int f = 0; f < 2; ++f) value += i / 4 * 64 == at[f] ? 256 * hi[f][i % 4] : 0;
     return value;
-  };
-  const float d = number(4 * g, 0.0f), s = number(4 * (G + g), 0.0f);
-  const int32_t isum = number(4 * (2 * G + g), 0), fine = number(4 * (3 * G + g), 0);
+  }
+};
+static_assert(sizeof(Group) == 64, "the record of kernels.h");
+
+Group group_of(const uint8_t* record, int64_t g) {
+  Group group;
+  std::memcpy(&group, record + 64 * g, 64);
+  return group;
+}
+
+// A record straight from the definition; the kernels may differ by nothing.
+void check_quantize_group(const Kernels& k, const float* x, const Group& group) {
   uint32_t keys[8], sorted[8];
   for (int v = 0; v < 8; ++v) {
     float most = 0.0f;
@@ -168,18 +181,15 @@ void check_quantize_group(const Kernels& k, const float* x, const std::vector<ui
   const float amax = float_of(sorted[0] | 7), rest = float_of(sorted[2] | 7);
   const bool zero = amax < 0x1p-100f;
   const std::string name = std::string(k.name) + " quantize_row ";
-  expect(d == (zero ? 0.0f : std::fmax(rest / 127.0f, amax / 32512.0f)), name + "d");
-  int sum = 0;
+  expect(group.d == (zero ? 0.0f : std::fmax(rest / 127.0f, amax / 32512.0f)), name + "d");
+  int sum[2] = {0, 0};
   for (int i = 0; i < 32; ++i) {
-    const int lo = static_cast<int8_t>(record[static_cast<size_t>(32 * g + i)]);
-    const int hi = static_cast<int8_t>(record[static_cast<size_t>(K + 32 * g + i)]);
-    const bool is_fine = i / 4 == (fine & 255) || i / 4 == fine >> 8;
-    expect(hi == 0 || is_fine, name + "hi outside the fine quads");
-    expect(hi * 256 + lo == (zero ? 0 : static_cast<int>(std::nearbyint(x[i] * (1.0f / d)))), name + "q");
-    sum += hi * 256 + lo;
+    expect(group.q(i) == (zero ? 0 : static_cast<int>(std::nearbyint(x[i] * (1.0f / group.d)))), name + "q");
+    sum[i / 16] += group.q(i);
   }
-  expect((fine & 255) == static_cast<int>(sorted[0] & 7) && fine >> 8 == static_cast<int>(sorted[1] & 7), name + "fine");
-  expect(isum == sum && s == d * static_cast<float>(sum), name + "sums");
+  expect(group.at[0] == 64 * (sorted[0] & 7) && group.at[1] == 64 * (sorted[1] & 7), name + "fine quads");
+  expect(group.minus[1] == -sum[0] && group.minus[2] == -sum[1] && group.minus[0] == -sum[0] - sum[1], name + "sums");
+  expect(group.s == group.d * static_cast<float>(sum[0] + sum[1]), name + "s");
 }
 
 void check_quantize(const Kernels& k, Random& rng) {
@@ -192,10 +202,13 @@ void check_quantize(const Kernels& k, Random& rng) {
     }
     if (K > 64) x[70] = -1e6f;  // an outlier that even 16 bits must make room for
     const int64_t bytes = qrow_bytes(K);
+    Aligned memory(bytes + 64);
     std::vector<uint8_t> record(static_cast<size_t>(bytes) + 64, 0xAB);
-    k.quantize_row(x.data(), K, record.data());
+    std::memcpy(memory.get(), record.data(), record.size());
+    k.quantize_row(x.data(), K, memory.get());
+    std::memcpy(record.data(), memory.get(), record.size());
     for (int i = 0; i < 64; ++i) expect(record[static_cast<size_t>(bytes + i)] == 0xAB, std::string(k.name) + " quantize_row past its record");
-    for (int64_t g = 0; g < K / 32; ++g) check_quantize_group(k, x.data() + 32 * g, record, K, g);
+    for (int64_t g = 0; g < K / 32; ++g) check_quantize_group(k, x.data() + 32 * g, group_of(record.data(), g));
   }
 }
 
@@ -207,16 +220,14 @@ void check_quantize_odd(const Kernels& k) {
     x[33] = 0.0f;
     alignas(64) uint8_t record[192];
     k.quantize_row(x, 64, record);
-    float d[2], s[2];
-    std::memcpy(d, record + 128, 8);
-    std::memcpy(s, record + 136, 8);
+    const Group first = group_of(record, 0), second = group_of(record, 1);
     const bool finite = std::isfinite(odd);
-    expect(d[0] > 2.0f / 32513.0f && d[0] < 2.0f / 32511.0f, std::string(k.name) + " odd: neighbour group");
-    expect(finite ? std::isfinite(d[1]) : std::isnan(d[1]) && std::isnan(s[1]), std::string(k.name) + " odd: scale");
+    expect(first.d > 2.0f / 32513.0f && first.d < 2.0f / 32511.0f, std::string(k.name) + " odd: neighbour group");
+    expect(finite ? std::isfinite(second.d) : std::isnan(second.d) && std::isnan(second.s), std::string(k.name) + " odd: scale");
     if (!finite || odd < 1e-40f) {
-      for (int i = 32; i < 64; ++i) expect(record[i] == 0 && record[64 + i] == 0, std::string(k.name) + " odd: q");
+      for (int i = 0; i < 32; ++i) expect(second.q(i) == 0, std::string(k.name) + " odd: q");
     } else {
-      expect(static_cast<int8_t>(record[32]) == 127, std::string(k.name) + " odd: largest");
+      expect(second.q(0) == 127, std::string(k.name) + " odd: largest");
     }
   }
 }
@@ -315,9 +326,8 @@ void reference(const World& world, const uint8_t* act, int n, double* y, double*
   for (int64_t k = 0; k < K; ++k) {
     double a;
     if (takes_quantized_rows(world.c.kind)) {
-      float d;
-      std::memcpy(&d, act + 2 * K + k / 32 * 4, 4);
-      a = static_cast<double>(d) * (static_cast<int8_t>(act[K + k]) * 256 + static_cast<int8_t>(act[k]));
+      const Group group = group_of(act, k / 32);
+      a = static_cast<double>(group.d) * group.q(static_cast<int>(k % 32));
     } else {
       float x;
       std::memcpy(&x, act + 4 * k, 4);
