@@ -72,7 +72,7 @@ MUTANTS = [
     Mutant("a chunk starts one late", PLAN, "        start = seq.num_computed_tokens\n",
            "        start = seq.num_computed_tokens + 1\n"),
     Mutant("computed again from the wrong place", CACHE, "pages.clear()\n        seq.num_computed_tokens = 0\n",
-           "pages.clear()\n"),
+           "pages.clear()\n", "test_scheduler"),
     Mutant("naive decoding that remembers", PLAN, "if not self._use_cache:", "if False:", "test_scheduler"),
     Mutant("siblings never let go", PLAN, "        self._unpark(seq)\n        if event", "        if event",
            "test_scheduler"),
