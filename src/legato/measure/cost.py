@@ -40,12 +40,25 @@ def kv_bytes(layers: int, kv_heads: int, head_dim: int, tokens: int, bytes_each:
 
 
 def kv_head_bytes(kv_format: str, head_dim: int) -> int:
-    """Bytes of one token's keys (or values) of one head: the numbers, and what belongs to them in bf16.
+    """Bytes of one token's key and value of one KV head, with what belongs to them (native/src/attention_layout.h).
 
-    That is a scale for int8, a scale and a minimum for int4.
+    int8 has a scale for each in bf16. int4 has six bits a number of the key, four of the value, two scales and a
+    minimum; sixteen tokens share a record that is padded to 64 bytes.
     """
-    bits, scales = {"f32": (32, 0), "bf16": (16, 0), "int8": (8, 2), "int4": (4, 4)}[kv_format]
-    return head_dim * bits // 8 + scales
+    padded = _round_up(head_dim, 16)
+    if kv_format == "f32":
+        return 8 * head_dim
+    if kv_format == "bf16":
+        return 2 * head_dim + 2 * padded
+    if kv_format == "int8":
+        return head_dim + padded + 4
+    assert kv_format == "int4", kv_format
+    keys, values, scales = 8 * head_dim + 4 * padded, 8 * _round_up(padded, 32), 3 * 2 * 16
+    return _round_up(keys + values + scales, 64) // 16
+
+
+def _round_up(x: int, multiple: int) -> int:
+    return -(-x // multiple) * multiple
 
 
 def kv_bytes_per_token(spec: ArchSpec, kv_format: str) -> int:
@@ -62,7 +75,7 @@ def kv_read_bytes(spec: ArchSpec, kv_format: str, context: int) -> int:
 
 
 def _layer_kv_bytes(attention: AttentionSpec, kv_format: str) -> int:
-    return 2 * attention.num_kv_heads * kv_head_bytes(kv_format, attention.head_dim)
+    return attention.num_kv_heads * kv_head_bytes(kv_format, attention.head_dim)
 
 
 def _seen(attention: AttentionSpec, context: int) -> int:
