@@ -4,16 +4,19 @@
 //
 // One micro kernel serves every number of rows: per group of 32 it holds the 8 quads of 16 outputs in registers and,
 // for each row, takes 8 vpdpbusd with the activation broadcast from memory, one conversion, and the float step of the
-// contract. One row is read where it lies; more are regrouped into chunks of up to 12, so that addresses are constants.
+// contract, beside two more for the values with 16 bits. Weights are unpacked once for up to 12 rows.
 #include "linear_layout.h"
 #include "linear_rows.h"
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
-#include "vec_avx512.h"
+#include "lanes_avx512.h"
+
 #include "linear_avx512_float.h"
 
 namespace lg {
 namespace {
+
+inline LG_INLINE __m512 bc(float x) { return _mm512_set1_ps(x); }
 
 struct Group {
   __m512i w[8];

@@ -4,8 +4,10 @@
 // Multiply and add are rounded apart here (an FMA in software would cost a hundred times as much).
 #include <cmath>
 
-#include "linear_layout.h"
+#include "lanes_portable.h"
+
 #include "linear_rows.h"
+#include "linear_run.h"
 
 namespace lg {
 namespace {
@@ -141,42 +143,6 @@ void float_tile(int kind, const uint8_t* block, int64_t K, const uint8_t* act, i
     }
   }
   for (int i = 0; i < rows * kLanes; ++i) tile[i] += odd[i];
-}
-
-float activated(float x, int32_t epilogue) {
-  switch (epilogue) {
-    case EP_GATED_SILU:
-    case EP_SILU:
-      return x / (1.0f + std::exp(-x));
-    case EP_GATED_GELU_TANH:
-    case EP_GELU_TANH:  // 0.5 x (1 + tanh(u)) = x / (1 + exp(-2u)), which keeps its accuracy in the tail
-      return x / (1.0f + std::exp(-x * (1.5957691216f + 0.0713548162726f * x * x)));
-    case EP_GATED_GELU:
-    case EP_GELU:
-      return static_cast<float>(0.5 * x * std::erfc(x * -0.7071067811865476));
-    default:
-      return x;
-  }
-}
-
-// tile: [rows][16], or gate and up as [2][rows][16].
-void store_tile(const PackedLinear& w, const float* tile, int rows, int64_t index, int32_t epilogue, float* out, int64_t out_stride) {
-  const int64_t first = index * kLanes, outputs = w.gated ? w.rows / 2 : w.rows;
-  const int64_t lanes = outputs - first < kLanes ? outputs - first : kLanes;
-  const float* bias = w.bias ? w.bias + first * (w.gated ? 2 : 1) : nullptr;
-  for (int r = 0; r < rows; ++r) {
-    float* y = out + r * out_stride + first;
-    for (int64_t o = 0; o < lanes; ++o) {
-      float value = tile[r * kLanes + o];
-      if (bias) value += bias[o];
-      value = activated(value, epilogue);
-      if (w.gated) {
-        const float up = tile[(rows + r) * kLanes + o];
-        value *= bias ? up + bias[kLanes + o] : up;
-      }
-      y[o] = epilogue == EP_ADD ? y[o] + value : value;
-    }
-  }
 }
 
 void linear(const PackedLinear* w, const uint8_t* act, int64_t act_stride, int32_t M, int32_t begin, int32_t end, float* out,

@@ -1,12 +1,34 @@
-// The walk over blocks and rows that the vector levels share; what a tile is made of is theirs.
+// The walk over blocks and rows, and the epilogue of a finished tile; what a tile is made of is each level's.
+// Include after one of the lanes_*.h headers.
 //
 // Knows: blocks, rows, pairs of gate and up. Does not know: instructions, formats.
-// Include after the level's header, which has store_tile.
 #pragma once
+#include "lanes_activate.h"
 #include "linear_layout.h"
 
 namespace lg {
 namespace {
+
+// Bias, epilogue and store of a tile: [rows][16], or [2][rows][16] with gate and up when gated. `index` counts output
+// blocks; `out` is the tile's first row. An element's result does not depend on its lane.
+inline void store_tile(const PackedLinear& w, const float* tile, int rows, int64_t index, int32_t epilogue, float* out,
+                       int64_t out_stride) {
+  const M16 lanes = m_range(0, (w.gated ? w.rows / 2 : w.rows) - index * kLanes);
+  const float* bias = w.bias ? w.bias + index * kLanes * (w.gated ? 2 : 1) : nullptr;
+  out += index * kLanes;
+  for (int r = 0; r < rows; ++r, out += out_stride) {
+    F16 y = f_load(tile + r * kLanes);
+    if (bias) y = f_add(y, f_load(bias));
+    y = activation(y, epilogue);
+    if (w.gated) {
+      const F16 up = f_load(tile + (rows + r) * kLanes);
+      y = f_mul(y, bias ? f_add(up, f_load(bias + kLanes)) : up);
+    } else if (epilogue == EP_ADD) {
+      y = f_add(f_load_part(out, lanes), y);
+    }
+    f_store_part(out, y, lanes);
+  }
+}
 
 // tile[rows][16] of one block, the row count being the function's own.
 using TileFn = void (*)(const uint8_t* block, int64_t K, const uint8_t* act, int64_t act_stride, float* tile);

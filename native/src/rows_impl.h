@@ -6,6 +6,7 @@
 // A value never depends on its place: short rows and tails go through the same lanes with the rest masked.
 #pragma once
 #include "kernels.h"
+#include "lanes_activate.h"
 #include "lanes_math.h"
 
 namespace lg {
@@ -73,35 +74,13 @@ void add(float* x, const float* y, int64_t n) {
   each16(n, [=](int64_t i, M16 m) { f_store_part(x + i, f_add(f_load_part(x + i, m), f_load_part(y + i, m)), m); });
 }
 
-static inline F16 silu(F16 x) { return f_mul(x, f_sigmoid(x)); }
-
-// x / 2 * (1 + tanh u) = x * sigmoid(2u), u = sqrt(2 / pi) * (x + 0.044715 x^3)
-static inline F16 gelu_tanh(F16 x) {
-  const F16 cubic = f_fma(f_mul(f_set(0.044715f), f_mul(x, x)), x, x);
-  return f_mul(x, f_sigmoid(f_mul(f_set(1.5957691216f), cubic)));
-}
-
-// x * Phi(x): the upper tail of the normal law by Abramowitz and Stegun 7.1.26 (1.5e-7 absolute).
-static inline F16 gelu(F16 x) {
-  const F16 one = f_set(1.0f), z = f_mul(f_abs(x), f_set(0.70710678118f));
-  const F16 t = f_div(one, f_fma(z, f_set(0.3275911f), one));
-  F16 p = f_fma(t, f_set(1.061405429f), f_set(-1.453152027f));
-  p = f_fma(t, p, f_set(1.421413741f));
-  p = f_fma(t, p, f_set(-0.284496736f));
-  p = f_fma(t, p, f_set(0.254829592f));
-  const F16 tail = f_mul(f_mul(f_mul(p, t), f_set(0.5f)), f_exp(f_mul(f_sub(f_set(0.0f), z), z)));
-  return f_mul(x, f_select(f_less(x, f_set(0.0f)), tail, f_sub(one, tail)));
-}
-
 template <class Fn>
 static inline void map_in_place(float* x, int64_t n, Fn fn) {
   each16(n, [=](int64_t i, M16 m) { f_store_part(x + i, fn(f_load_part(x + i, m)), m); });
 }
 
 void activate(float* x, int64_t n, int32_t epilogue) {
-  if (epilogue == EP_SILU) map_in_place(x, n, [](F16 v) { return silu(v); });
-  if (epilogue == EP_GELU_TANH) map_in_place(x, n, [](F16 v) { return gelu_tanh(v); });
-  if (epilogue == EP_GELU) map_in_place(x, n, [](F16 v) { return gelu(v); });
+  map_in_place(x, n, [=](F16 v) { return activation(v, epilogue); });
 }
 
 void softcap(float* x, int64_t n, float cap) {
