@@ -88,7 +88,11 @@ static inline F16 f_load_bf16(const uint8_t* p) {
 struct B64 {
   __m512i v;
 };
-static inline B64 b_load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline B64 b_load(const uint8_t* p) {
+  B64 r = {_mm512_loadu_si512(p)};
+  __asm__("" : "+v"(r.v));  // one load, one register: GCC would load again for each use
+  return r;
+}
 static inline B64 b_repeat(const void* four) {
   int32_t x;
   __builtin_memcpy(&x, four, 4);
