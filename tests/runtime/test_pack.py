@@ -32,8 +32,6 @@ def test_a_mixed_step():
     assert all(getattr(batch, name).dtype == np.int32 for name in batch.__slots__)
 
 
-
-
 def test_drafts_beyond_the_pages_are_a_programming_error():
     with pytest.raises(AssertionError):
         pack(Plan((Slice(sequence([1, 2, 3], [0]), 0, 3, 1),)), page_size=2)

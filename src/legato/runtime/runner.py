@@ -58,7 +58,9 @@ class Runner:
         return Batch(
             input_ids_T=np.array(token_ids[start:end], np.int32),
             positions_T=positions_T,
-            slot_mapping_T=(table[positions_T // self.page_size] * self.page_size + positions_T % self.page_size).astype(np.int32),
+            slot_mapping_T=(
+                table[positions_T // self.page_size] * self.page_size + positions_T % self.page_size
+            ).astype(np.int32),
             cu_seqlens_q_S1=np.array([0, end - start], np.int32),
             seq_lens_S=np.array([end], np.int32),
             page_table_SP=table[None, :],
@@ -79,9 +81,7 @@ class Runner:
             return SliceResult(error=f"{error} at position {s.end - 1}")
         return result
 
-    def _choose(
-        self, s: Slice, logits: FloatArray, best: IntArray
-    ) -> tuple[list[int], list[TokenLogprobs] | None]:
+    def _choose(self, s: Slice, logits: FloatArray, best: IntArray) -> tuple[list[int], list[TokenLogprobs] | None]:
         seq, params = s.seq, s.seq.request.params
         found: list[TokenLogprobs] = []
 
