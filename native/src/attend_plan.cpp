@@ -15,7 +15,7 @@ constexpr int32_t kMostBlockRows = 64;
 constexpr int32_t kLeastBlockRows = 8;
 // Splitting by tiles writes a record a row and tile: worth it while rows are few.
 constexpr int32_t kMostSplitRows = 8;
-constexpr int32_t kItemsPerWorker = 16;
+constexpr int32_t kItemsPerWorker = 32;
 // What a tile costs besides its rows: its bytes, in rows.
 constexpr int64_t kTileRows = 4;
 

@@ -11,14 +11,15 @@
 #include <chrono>
 #include <cstdio>
 
-#include "topology.h"
-
 namespace lg {
 namespace {
 
 // Longer than the host's work between two steps at batch 1, shorter than anything a person's idle machine would notice.
 constexpr int64_t kLongestSpinNs = 400 * 1000;
-constexpr int64_t kShortestSpinNs = 4 * 1000;
+// Longer than it takes to wake a sleeper: otherwise one who overslept makes the other sleep too, and so on for ever.
+constexpr int64_t kShortestSpinNs = 60 * 1000;
+// More workers than processors: the one waited for may need the very processor that spins.
+constexpr int64_t kCrowdedSpinNs = 4 * 1000;
 
 inline void pause_cpu() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -41,10 +42,9 @@ int64_t Worker::take(int32_t owner) {
   return pool->seats_[owner].next[phase & 1].fetch_add(1, std::memory_order_relaxed);
 }
 
-Pool::Pool(int32_t threads, std::vector<std::vector<int32_t>> cpu_sets)
+Pool::Pool(int32_t threads, std::vector<Cpus> cpu_sets)
     : count_(threads),
-      // More workers than processors: the one waited for may need the very processor that spins.
-      longest_spin_ns_(threads > allowed_cpu_count() ? kShortestSpinNs : kLongestSpinNs),
+      longest_spin_ns_(threads > allowed_cpu_count() ? kCrowdedSpinNs : kLongestSpinNs),
       owner_pid_(getpid()),
       cpu_sets_(std::move(cpu_sets)),
       seats_(new Seat[threads]) {
@@ -87,10 +87,6 @@ void Pool::stop() {
   threads_.clear();
 }
 
-void Pool::bind(int32_t id) {
-  if (!cpu_sets_.empty()) bind_this_thread(cpu_sets_[id]);
-}
-
 void Pool::clear(const Worker& worker) {
   Seat& mine = seats_[worker.id];
   mine.next[0].store(0, std::memory_order_relaxed);
@@ -98,7 +94,7 @@ void Pool::clear(const Worker& worker) {
 }
 
 void Pool::loop(int32_t id) {
-  bind(id);
+  if (!cpu_sets_.empty()) bind_this_thread(cpu_sets_[id]);
   uint32_t seen = 0;
   for (;;) {
     wait(&seats_[id].between_jobs, [&] { return epoch_.load(std::memory_order_seq_cst) != seen; });
@@ -112,11 +108,8 @@ void Pool::loop(int32_t id) {
 }
 
 void Pool::run(Job job, void* argument) {
-  thread_local const Pool* bound = nullptr;
-  if (bound != this) {
-    bind(0);
-    bound = this;
-  }
+  static const Cpus anywhere;
+  const Bound bound(cpu_sets_.empty() ? anywhere : cpu_sets_[0]);
   job_ = job;
   argument_ = argument;
   Worker worker{this, 0, count_, 0};
@@ -161,7 +154,7 @@ void Pool::wait(Spin* spin, Changed changed) {
       pause_cpu();
     }
   } while (now_ns() < deadline);
-  spin->ns = std::max(spin->ns / 2, kShortestSpinNs);
+  spin->ns = std::min(longest_spin_ns_, std::max(spin->ns / 2, kShortestSpinNs));
   sleepers_.fetch_add(1, std::memory_order_seq_cst);
   {
     std::unique_lock<std::mutex> lock(mutex_);

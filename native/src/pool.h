@@ -15,6 +15,8 @@
 #include <thread>
 #include <vector>
 
+#include "topology.h"
+
 namespace lg {
 
 class Pool;
@@ -35,7 +37,7 @@ class Pool {
   using Job = void (*)(void* argument, Worker& worker);
 
   // cpu_sets: one list of processors a worker may run on, or empty to leave threads where the system puts them.
-  Pool(int32_t threads, std::vector<std::vector<int32_t>> cpu_sets);
+  Pool(int32_t threads, std::vector<Cpus> cpu_sets);
   ~Pool();
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
@@ -58,7 +60,6 @@ class Pool {
 
   void loop(int32_t id);
   void arrive(Worker& worker);
-  void bind(int32_t id);
   void start(int32_t id);
   void clear(const Worker& worker);
   void stop();
@@ -69,7 +70,7 @@ class Pool {
   const int32_t count_;
   const int64_t longest_spin_ns_;
   const int64_t owner_pid_;
-  const std::vector<std::vector<int32_t>> cpu_sets_;
+  const std::vector<Cpus> cpu_sets_;
   std::unique_ptr<Seat[]> seats_;
 
   alignas(64) std::atomic<uint32_t> epoch_{0};    // jobs started

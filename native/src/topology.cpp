@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
-#include <set>
+#include <map>
 #include <sstream>
 #include <thread>
 
@@ -23,8 +23,8 @@ bool read_line(const std::string& path, std::string* line) {
   return static_cast<bool>(std::getline(file, *line));
 }
 
-std::vector<int32_t> affinity() {
-  std::vector<int32_t> cpus;
+Cpus affinity() {
+  Cpus cpus;
 #if defined(__linux__)
   for (int size = 1024; size <= 1 << 18 && cpus.empty(); size *= 4) {
     cpu_set_t* set = CPU_ALLOC(size);
@@ -43,19 +43,21 @@ std::vector<int32_t> affinity() {
   return cpus;
 }
 
-int32_t count_cores(const std::string& cpu_folder, const std::vector<int32_t>& cpus) {
-  std::set<std::string> cores;
+// Groups a node's processors by physical core.
+void add_cores(const std::string& cpu_folder, const Cpus& cpus, std::vector<Cpus>* cores) {
+  std::map<std::string, size_t> known;  // siblings as the system lists them
   for (int32_t cpu : cpus) {
     const std::string folder = cpu_folder + "/cpu" + std::to_string(cpu) + "/topology/";
     std::string siblings;
     if (!read_line(folder + "core_cpus_list", &siblings) && !read_line(folder + "thread_siblings_list", &siblings))
       siblings = std::to_string(cpu);
-    cores.insert(siblings);
+    const auto [core, is_new] = known.emplace(siblings, cores->size());
+    if (is_new) cores->emplace_back();
+    (*cores)[core->second].push_back(cpu);
   }
-  return static_cast<int32_t>(cores.size());
 }
 
-std::vector<Node> read_nodes(const std::string& folder, const std::vector<int32_t>& allowed) {
+std::vector<Node> read_nodes(const std::string& folder, const Cpus& allowed) {
   std::vector<Node> nodes;
   std::string online;
   if (read_line(folder + "/online", &online)) {
@@ -133,8 +135,8 @@ int64_t read_l2(const std::string& cpu_folder, int32_t cpu) {
 
 }  // namespace
 
-std::vector<int32_t> parse_cpu_list(const std::string& text) {
-  std::vector<int32_t> cpus;
+Cpus parse_cpu_list(const std::string& text) {
+  Cpus cpus;
   std::istringstream in(text);
   int32_t first = 0;
   while (in >> first) {
@@ -152,13 +154,14 @@ std::vector<int32_t> parse_cpu_list(const std::string& text) {
 
 Topology read_topology(const std::string& root) { return read_topology(root, affinity()); }
 
-Topology read_topology(const std::string& root, const std::vector<int32_t>& allowed) {
+Topology read_topology(const std::string& root, const Cpus& allowed) {
   const std::string cpu_folder = root + "/sys/devices/system/cpu";
   Topology topology{};
   topology.nodes = read_nodes(root + "/sys/devices/system/node", allowed);
   lg_topology& s = topology.summary;
   s.allowed_cpus = static_cast<int32_t>(allowed.size());
-  s.allowed_cores = count_cores(cpu_folder, allowed);
+  for (const Node& node : topology.nodes) add_cores(cpu_folder, node.cpus, &topology.cores);
+  s.allowed_cores = static_cast<int32_t>(topology.cores.size());
   s.numa_nodes = static_cast<int32_t>(topology.nodes.size());
   s.cpu_quota = read_quota(root);
   s.l2_bytes = read_l2(cpu_folder, allowed.front());
@@ -170,7 +173,7 @@ Topology read_topology(const std::string& root, const std::vector<int32_t>& allo
 
 int32_t allowed_cpu_count() { return static_cast<int32_t>(affinity().size()); }
 
-void bind_this_thread(const std::vector<int32_t>& cpus) {
+void bind_this_thread(const Cpus& cpus) {
 #if defined(__linux__)
   const int32_t highest = *std::max_element(cpus.begin(), cpus.end());
   cpu_set_t* set = CPU_ALLOC(highest + 1);
@@ -185,8 +188,31 @@ void bind_this_thread(const std::vector<int32_t>& cpus) {
 #endif
 }
 
-std::vector<std::vector<int32_t>> place_threads(const Topology& topology, int32_t threads) {
-  std::vector<std::vector<int32_t>> sets;
+// Twice a step: no allocation, two system calls each way at most.
+Bound::Bound(const Cpus& cpus) {
+#if defined(__linux__)
+  if (cpus.empty()) return;
+  uint64_t mask[kMaxCpus / 64] = {};
+  for (int32_t cpu : cpus) {
+    if (cpu >= kMaxCpus) return;
+    mask[cpu / 64] |= uint64_t{1} << cpu % 64;
+  }
+  is_bound_ = sched_getaffinity(0, sizeof before_, reinterpret_cast<cpu_set_t*>(before_)) == 0 &&
+              sched_setaffinity(0, sizeof mask, reinterpret_cast<cpu_set_t*>(mask)) == 0;
+#else
+  (void)cpus;
+#endif
+}
+
+Bound::~Bound() {
+#if defined(__linux__)
+  if (is_bound_) sched_setaffinity(0, sizeof before_, reinterpret_cast<cpu_set_t*>(before_));
+#endif
+}
+
+std::vector<Cpus> place_threads(const Topology& topology, int32_t threads) {
+  if (threads == static_cast<int32_t>(topology.cores.size()) && threads > 1) return topology.cores;
+  std::vector<Cpus> sets;
   if (topology.nodes.size() < 2) return sets;
   int64_t before = 0;
   for (const Node& node : topology.nodes) {
@@ -199,15 +225,17 @@ std::vector<std::vector<int32_t>> place_threads(const Topology& topology, int32_
 }
 
 std::string describe_placement(const Topology& topology, int32_t threads) {
-  const auto sets = place_threads(topology, threads);
-  if (sets.empty()) return "one memory node; threads are placed by the system";
-  std::ostringstream text;
+  const std::vector<Cpus> sets = place_threads(topology, threads);
+  const bool pinned = !sets.empty() && sets == topology.cores;
+  std::string text = pinned ? "each thread on a core of its own" : "threads are placed by the system";
+  if (topology.nodes.size() < 2) return text;
   for (const Node& node : topology.nodes) {
-    const auto count = std::count(sets.begin(), sets.end(), node.cpus);
-    text << (text.tellp() > 0 ? ", " : "") << count << " threads on node " << node.id;
+    const auto here = std::count_if(sets.begin(), sets.end(), [&](const Cpus& cpus) {
+      return std::binary_search(node.cpus.begin(), node.cpus.end(), cpus.front());
+    });
+    text += "; " + std::to_string(here) + " on memory node " + std::to_string(node.id);
   }
-  text << "; each thread's share of the weights lies in its own node's memory";
-  return text.str();
+  return text + "; each thread's share of the weights lies in its own node's memory";
 }
 
 }  // namespace lg

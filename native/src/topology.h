@@ -10,30 +10,49 @@
 
 namespace lg {
 
+using Cpus = std::vector<int32_t>;
+
 struct Node {
   int32_t id;
-  std::vector<int32_t> cpus;  // allowed ones
+  Cpus cpus;                // allowed ones
 };
 
 struct Topology {
   lg_topology summary;
   std::vector<Node> nodes;  // those with allowed processors
+  std::vector<Cpus> cores;  // allowed hardware threads of each physical core, node after node
 };
 
 // `root` is put before /sys and /proc. Affinity is always this process's own.
 Topology read_topology(const std::string& root);
 // The same for a made-up list of allowed processors.
-Topology read_topology(const std::string& root, const std::vector<int32_t>& allowed);
+Topology read_topology(const std::string& root, const Cpus& allowed);
 
 int32_t allowed_cpu_count();
-void bind_this_thread(const std::vector<int32_t>& cpus);
+void bind_this_thread(const Cpus& cpus);
 
-// Which processors each of `threads` workers runs on: nodes in order, filled in proportion. Empty on one node, where
-// the system's own placement is at least as good.
-std::vector<std::vector<int32_t>> place_threads(const Topology& topology, int32_t threads);
+// The calling thread on `cpus` while it lives, afterwards where it was: threads that the host starts inherit nothing.
+// With no processors it does nothing.
+class Bound {
+ public:
+  explicit Bound(const Cpus& cpus);
+  ~Bound();
+  Bound(const Bound&) = delete;
+  Bound& operator=(const Bound&) = delete;
+
+ private:
+  static constexpr int kMaxCpus = 1024;
+  uint64_t before_[kMaxCpus / 64];
+  bool is_bound_ = false;
+};
+
+// Which processors each of `threads` workers runs on. With one worker a core, each has its core: left alone, a busy
+// system now and then puts two that wait for each other on one. Fewer or more workers are spread over nodes in
+// proportion. Empty on one node, where the system finds free cores best itself.
+std::vector<Cpus> place_threads(const Topology& topology, int32_t threads);
 std::string describe_placement(const Topology& topology, int32_t threads);
 
 // "0-3,8" -> 0 1 2 3 8; stops at the first thing that is neither.
-std::vector<int32_t> parse_cpu_list(const std::string& text);
+Cpus parse_cpu_list(const std::string& text);
 
 }  // namespace lg
