@@ -119,16 +119,17 @@ inline LG_INLINE void add_quads(const uint8_t* plane, const QGroup* const (&rows
       const __m256i a = quad_of(rows[r]->lo + 4 * v), p0 = _mm256_maddubs_epi16(w0, a), p1 = _mm256_maddubs_epi16(w1, a);
       products[2 * r] = V == 0 ? p0 : _mm256_add_epi16(products[2 * r], p0);
       products[2 * r + 1] = V == 0 ? p1 : _mm256_add_epi16(products[2 * r + 1], p1);
+      // Left alone the compiler makes all products first and a tree of additions, and keeps them on the stack.
+      asm("" : "+x"(products[2 * r]), "+x"(products[2 * r + 1]));
     });
   });
   const __m256i factor = _mm256_set1_epi16(static_cast<int16_t>(times));
   each<2 * R>([&](auto i) LG_INLINE { sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(products[i], factor)); });
 }
 
-// 256 * times * (one fine quad of a row) for half h.
-inline LG_INLINE __m256i fine_quad(const uint8_t* plane, const QGroup& row, int i, int h, int times) {
-  const __m256i products = _mm256_maddubs_epi16(load32(plane + row.at[i] + 32 * h), quad_of(row.hi[i]));
-  return _mm256_madd_epi16(products, _mm256_set1_epi16(static_cast<int16_t>(256 * times)));
+// Products of one fine quad of a row, half h, still pairs of 16 bits; two of them fit their sum.
+inline LG_INLINE __m256i fine_products(const uint8_t* plane, const QGroup& row, int i, int h) {
+  return _mm256_maddubs_epi16(load32(plane + row.at[i] + 32 * h), quad_of(row.hi[i]));
 }
 
 template <int KIND, int R>
@@ -156,8 +157,8 @@ inline LG_INLINE void group_dots(const Unpacked& x, const QGroup* const (&rows)[
     }
     each<2 * R>([&](auto i) LG_INLINE {
       const QGroup& row = *rows[i / 2];
-      const __m256i fine = _mm256_add_epi32(fine_quad(x.quads[p], row, 0, i % 2, times), fine_quad(x.quads[p], row, 1, i % 2, times));
-      sum[i] = _mm256_add_epi32(sum[i], fine);
+      const __m256i fine = _mm256_add_epi16(fine_products(x.quads[p], row, 0, i % 2), fine_products(x.quads[p], row, 1, i % 2));
+      sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(fine, _mm256_set1_epi16(256 * times)));
     });
   });
   each<2 * R>([&](auto i) LG_INLINE { dots[i] = _mm256_cvtepi32_ps(sum[i]); });
@@ -176,7 +177,8 @@ inline LG_INLINE void q6_dots(const Unpacked& x, const QGroup* const (&rows)[R],
       const QGroup& row = *rows[i / 2];
       const __m256 coarse = _mm256_load_ps(x.sc[half] + 8 * (i % 2)), fine = _mm256_load_ps(x.sc[row.at[half] >> 8] + 8 * (i % 2));
       dots[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[i]), coarse, dots[i]);
-      dots[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(fine_quad(x.quads[0], row, half, i % 2, 1)), fine, dots[i]);
+      const __m256i product = _mm256_madd_epi16(fine_products(x.quads[0], row, half, i % 2), _mm256_set1_epi16(256));
+      dots[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), fine, dots[i]);
     });
   });
 }
@@ -213,38 +215,38 @@ void quantized_tile(const uint8_t* block, int64_t K, const uint8_t* act, int64_t
   }
 }
 
-// Weights of k and k + 1 (k even), half h, from where the pair lies.
-template <int KIND>
-inline LG_INLINE void float_pair(const uint8_t* p, int h, __m256& even, __m256& odd) {
-  if constexpr (KIND == W_F32) {
-    even = _mm256_loadu_ps(reinterpret_cast<const float*>(p) + 8 * h);
-    odd = _mm256_loadu_ps(reinterpret_cast<const float*>(p) + 16 + 8 * h);
-  } else if constexpr (KIND == W_F16) {
-    even = halves8(p + 16 * h);
-    odd = halves8(p + 32 + 16 * h);
-  } else {
-    const __m256i x = load32(p + 32 * h);
-    even = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
-    odd = _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000))));
-  }
+// Eight weights of k + ODD (k even), half h, from where the pair lies.
+template <int KIND, int ODD>
+inline LG_INLINE __m256 float_weights(const uint8_t* p, int h) {
+  if constexpr (KIND == W_F32) return _mm256_loadu_ps(reinterpret_cast<const float*>(p) + 16 * ODD + 8 * h);
+  if constexpr (KIND == W_F16) return halves8(p + 32 * ODD + 16 * h);
+  const __m256i x = load32(p + 32 * h);
+  if constexpr (ODD == 0) return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+  return _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000))));
 }
 
-// Up to three rows: twelve chains. Behind an odd K the packed pair ends in a zero, and the chain is left as it is.
+// One k of R rows.
+template <int KIND, int ODD, int R>
+inline LG_INLINE void float_step(const uint8_t* p, const Rows<float, 8, R>& rows, __m256 (&chains)[2 * R]) {
+  const __m256 w0 = float_weights<KIND, ODD>(p, 0), w1 = float_weights<KIND, ODD>(p, 1);
+  each<R>([&](auto r) LG_INLINE {
+    const __m256 x = _mm256_set1_ps(rows[r][ODD]);
+    chains[2 * r] = _mm256_fmadd_ps(w0, x, chains[2 * r]);
+    chains[2 * r + 1] = _mm256_fmadd_ps(w1, x, chains[2 * r + 1]);
+  });
+}
+
+// Up to three rows: twelve chains.
 template <int KIND, int R>
 __attribute__((noinline)) void float_rows(const uint8_t* block, int64_t K, const uint8_t* act, int64_t act_stride, float* tile) {
   __m256 even[2 * R], odd[2 * R];
   each<2 * R>([&](auto i) LG_INLINE { even[i] = odd[i] = _mm256_setzero_ps(); });
-  for (int64_t k = 0; k < K; k += 2, block += kLayouts[KIND].bytes) {
-    each<2>([&](auto h) LG_INLINE {
-      __m256 w0, w1;
-      float_pair<KIND>(block, h, w0, w1);
-      each<R>([&](auto r) LG_INLINE {
-        const float* x = reinterpret_cast<const float*>(act + r * act_stride) + k;
-        even[2 * r + h] = _mm256_fmadd_ps(w0, _mm256_set1_ps(x[0]), even[2 * r + h]);
-        if (k + 1 < K) odd[2 * r + h] = _mm256_fmadd_ps(w1, _mm256_set1_ps(x[1]), odd[2 * r + h]);
-      });
-    });
+  Rows<float, 8, R> rows(act, act_stride);
+  for (int64_t k = 0; k + 1 < K; k += 2, block += kLayouts[KIND].bytes, rows.next()) {
+    float_step<KIND, 0, R>(block, rows, even);
+    float_step<KIND, 1, R>(block, rows, odd);
   }
+  if (K % 2) float_step<KIND, 0, R>(block, rows, even);  // the other half of the pair is padding
   each<2 * R>([&](auto i) LG_INLINE { _mm256_store_ps(tile + 8 * i, _mm256_add_ps(even[i], odd[i])); });
 }
 
