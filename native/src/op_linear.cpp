@@ -12,8 +12,8 @@ namespace {
 // Small enough that a worker held up by the system leaves little behind, large enough for memory to stream.
 constexpr int32_t kPiecesPerWorker = 8;
 constexpr int32_t kLeastGrain = 4;
-// With more rows each call first regroups them all: fewer, larger pieces.
-constexpr int32_t kPiecesOfManyRows = 2;
+// Rows go panel after panel, each under all of a worker's weights: what a panel reads stays in half of a small L2.
+constexpr int64_t kPanelBytes = 512 << 10;
 constexpr int32_t kLeastPanelRows = 32;
 // Neighbours whose leftovers a worker takes; asking everybody would cost more than it brings.
 constexpr int32_t kStealFrom = 4;
@@ -89,13 +89,14 @@ PreparedRows Linear::prepare(Step& step, Worker& worker, Buffer in, const int32_
   return to;
 }
 
-// Outputs are cut before rows are: a worker then unpacks its weights once for all rows.
 Linear::Plan Linear::plan(int32_t count) const {
   const int32_t workers = static_cast<int32_t>(cut_.size()) - 1;
-  const int32_t wanted = (workers * kLeastGrain + units_ - 1) / units_;
-  const int32_t panels = std::max(1, std::min(wanted, count / kLeastPanelRows));
-  const int32_t pieces = count <= kFewRows ? kPiecesPerWorker : kPiecesOfManyRows;
-  const int32_t grain = (units_ / workers + pieces - 1) / pieces;
+  const int64_t row_bytes = quantized_ ? qrow_bytes(cols_) : int64_t{cols_} * 4;
+  const int64_t fit = std::max<int64_t>(kLeastPanelRows, kPanelBytes / row_bytes);
+  // Few outputs for many workers: rows are cut further, so that there is a piece for everybody.
+  const int32_t wanted = std::min((workers * kLeastGrain + units_ - 1) / units_, count / kLeastPanelRows);
+  const int32_t panels = std::max<int32_t>(wanted, static_cast<int32_t>((count + fit - 1) / fit));
+  const int32_t grain = (units_ / workers + kPiecesPerWorker - 1) / kPiecesPerWorker;
   return {std::max(kLeastGrain, grain), panels, (count + panels - 1) / panels};
 }
 
