@@ -77,38 +77,71 @@ void read_group(int kind, const uint8_t* block, int64_t g, Group& out) {
   }
 }
 
-// q[0..31] of a group.
-void whole(const QGroup& row, int16_t* q) {
-  for (int i = 0; i < kGroup; ++i) q[i] = row.lo[i];
-  for (int i = 0; i < 8; ++i) {
-    int16_t& fine = q[row.at[i / 4] / 16 + i % 4];
-    fine = static_cast<int16_t>(fine + row.hi[i / 4][i % 4] * 256);
-  }
-}
+// Eight whole numbers: a register of any machine, spelled out because loops over 16 bits are widened to 32 first.
+typedef int16_t Shorts __attribute__((vector_size(16)));
 
-void dot(const int16_t (*w)[kLanes], const int16_t* q, int count, int32_t* sum) {
+// sum[o] = sum of COUNT weights times as many activations, SPAN at a time in 16 bits.
+template <int COUNT, int SPAN>
+void dot(const int16_t (*w)[kLanes], const int8_t* a, int32_t* __restrict sum) {
   for (int o = 0; o < kLanes; ++o) sum[o] = 0;
-  for (int k = 0; k < count; ++k) {
-    for (int o = 0; o < kLanes; ++o) sum[o] += static_cast<int32_t>(w[k][o]) * q[k];
+  for (int from = 0; from < COUNT; from += SPAN) {
+    Shorts low = {}, high = {};
+    for (int k = from; k < from + SPAN; ++k) {
+      Shorts w0, w1;
+      std::memcpy(&w0, w[k], sizeof w0);
+      std::memcpy(&w1, w[k] + 8, sizeof w1);
+      low += w0 * static_cast<int16_t>(a[k]);
+      high += w1 * static_cast<int16_t>(a[k]);
+    }
+    int16_t part[kLanes];
+    std::memcpy(part, &low, sizeof low);
+    std::memcpy(part + 8, &high, sizeof high);
+    for (int o = 0; o < kLanes; ++o) sum[o] += part[o];
   }
 }
 
-void add_group(int kind, const Group& x, const QGroup& row, float* acc) {
-  int16_t q[kGroup];
-  whole(row, q);
-  float dots[kLanes];
-  int32_t sum[kLanes], second[kLanes];
-  if (kind == W_Q6_K) {
-    dot(x.w, q, 16, sum);
-    dot(x.w + 16, q + 16, 16, second);
-    for (int o = 0; o < kLanes; ++o) dots[o] = static_cast<float>(sum[o]) * x.sc[0][o] + static_cast<float>(second[o]) * x.sc[1][o];
-  } else {
-    dot(x.w, q, kGroup, sum);
-    for (int o = 0; o < kLanes; ++o) dots[o] = static_cast<float>(sum[o]);
+// Products that fit 16 bits: 15 * 128 * 16 of nibbles, 31 * 128 * 8 of 5 bits, 32 * 128 * 4 of 6 bits, 128 * 128 of 8.
+template <int COUNT>
+void dot(int kind, const int16_t (*w)[kLanes], const int8_t* a, int32_t* sum) {
+  switch (kind) {
+    case W_Q8_0:
+      return dot<COUNT, 1>(w, a, sum);
+    case W_Q6_K:
+      return dot<COUNT, 4>(w, a, sum);
+    case W_Q5_0:
+    case W_Q5_1:
+    case W_Q5_K:
+      return dot<COUNT, COUNT < 8 ? COUNT : 8>(w, a, sum);
+    default:
+      return dot<COUNT, COUNT < 16 ? COUNT : 16>(w, a, sum);
   }
-  for (int o = 0; o < kLanes; ++o) acc[o] += dots[o] * (x.d[o] * row.d);
+}
+
+void group_dots(int kind, const Group& x, const QGroup& row, float* __restrict dots) {
+  int32_t coarse[2][kLanes], fine[2][kLanes];
+  for (int i = 0; i < 2; ++i) dot<4>(kind, x.w + row.at[i] / 16, row.hi[i], fine[i]);
+  if (kind != W_Q6_K) {
+    dot<32>(kind, x.w, row.lo, coarse[0]);
+    for (int o = 0; o < kLanes; ++o) dots[o] = static_cast<float>(coarse[0][o] + 256 * (fine[0][o] + fine[1][o]));
+    return;
+  }
+  for (int o = 0; o < kLanes; ++o) dots[o] = 0.0f;
+  for (int h = 0; h < 2; ++h) {  // halves of 16 k times their integer scales, and the fine quads times those of theirs
+    dot<16>(kind, x.w + 16 * h, row.lo + 16 * h, coarse[h]);
+    const float *own = x.sc[h], *other = x.sc[row.at[h] / 256];
+    for (int o = 0; o < kLanes; ++o) {
+      dots[o] += static_cast<float>(coarse[h][o]) * own[o] + static_cast<float>(256 * fine[h][o]) * other[o];
+    }
+  }
+}
+
+void add_group(int kind, const Group& x, const QGroup& row, float* __restrict acc) {
+  float dots[kLanes];
+  group_dots(kind, x, row, dots);
+  const float d = row.d, s = row.s;
+  for (int o = 0; o < kLanes; ++o) acc[o] += dots[o] * (x.d[o] * d);
   if (has_min(kind)) {
-    for (int o = 0; o < kLanes; ++o) acc[o] += x.m[o] * row.s;
+    for (int o = 0; o < kLanes; ++o) acc[o] += x.m[o] * s;
   }
 }
 
@@ -122,11 +155,17 @@ void quantized_tile(int kind, const uint8_t* block, int64_t K, const uint8_t* ac
 }
 
 void read_floats(int kind, const uint8_t* block, int64_t k, float* w) {
-  for (int o = 0; o < kLanes; ++o) {
-    uint32_t bits = 0;
-    std::memcpy(&bits, block + float_at(kind, k, o), static_cast<size_t>(kLayouts[kind].file_bytes));
-    const uint16_t low = static_cast<uint16_t>(bits);
-    w[o] = kind == W_F32 ? bits_to_float(bits) : kind == W_F16 ? half_to_float(low) : bf16_to_float(low);
+  const uint8_t* pair = block + k / 2 * kLayouts[kind].bytes;
+  if (kind == W_F32) {
+    std::memcpy(w, pair + k % 2 * 64, 64);
+  } else if (kind == W_F16) {
+    uint16_t halves[kLanes];
+    std::memcpy(halves, pair + k % 2 * 32, 32);
+    for (int o = 0; o < kLanes; ++o) w[o] = half_to_float(halves[o]);
+  } else {
+    uint32_t words[kLanes];
+    std::memcpy(words, pair, 64);
+    for (int o = 0; o < kLanes; ++o) w[o] = bits_to_float(k % 2 ? words[o] & 0xffff0000u : words[o] << 16);
   }
 }
 
@@ -136,7 +175,7 @@ void float_tile(int kind, const uint8_t* block, int64_t K, const uint8_t* act, i
   for (int64_t k = 0; k < K; ++k) {
     float w[kLanes];
     read_floats(kind, block, k, w);
-    float* sum = k % 2 ? odd : tile;
+    float* __restrict sum = k % 2 ? odd : tile;
     for (int r = 0; r < rows; ++r) {
       const float x = reinterpret_cast<const float*>(act + r * stride)[k];
       for (int o = 0; o < kLanes; ++o) sum[r * kLanes + o] += w[o] * x;

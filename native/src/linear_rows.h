@@ -32,9 +32,9 @@ inline float bf16_to_float(uint16_t h) { return bits_to_float(static_cast<uint32
 inline float half_to_float(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t rest = static_cast<uint32_t>(h & 0x7fffu) << 13;
-  if (rest >= 0x0f800000u) return bits_to_float(sign | rest | 0x7f800000u);
   // 2^112 moves the exponent's bias from 15 to 127; a subnormal is handled by the same exact product.
-  return bits_to_float(sign | float_to_bits(bits_to_float(rest) * 0x1p112f));
+  const uint32_t finite = float_to_bits(bits_to_float(rest) * 0x1p112f);
+  return bits_to_float(sign | (rest >= 0x0f800000u ? rest | 0x7f800000u : finite));
 }
 
 // How a group of 32 activations is scaled. `factor` 0 says that all q are 0.
