@@ -87,6 +87,14 @@ static inline void find_records(const Task& t, const RecordShape& shape, int32_t
   }
 }
 
+// Nothing of the first tile is on its way yet: all its keys are sent for at once, its values while keys are worked on.
+static inline void fetch_first(const uint8_t* const* records, Span span, const RecordShape& shape, Ahead& ahead) {
+  for (int32_t i = span.begin / kRecord; i * kRecord < span.end; ++i) ahead.add(records[i], shape.values);
+  ahead.rest();
+  for (int32_t i = span.begin / kRecord; i * kRecord < span.end; ++i)
+    ahead.add(records[i] + shape.values, shape.bytes - shape.values);
+}
+
 template <class Kind, int R>
 void compute_unit(Unit& u, const Span* spans, float* const* records) {
   Kind::template scores<R>(u);
@@ -188,7 +196,8 @@ void run_block(const Task& t, const Block& b, const Scratch& s) {
     const Span here = all;
     all = tile + 1 < t.tile_end ? block_span(t, b, tile + 1) : Span{0, 0};
     find_records(t, shape, tile + 1, all, coming);
-    ahead.start(coming + all.begin / kRecord, coming + (all.end + kRecord - 1) / kRecord, shape.bytes);
+    if (tile == t.tile_begin) fetch_first(records, here, shape, ahead);
+    for (int32_t i = all.begin / kRecord; i * kRecord < all.end; ++i) ahead.add(coming[i], shape.bytes);
     if (here.begin >= here.end && !t.partials) continue;
     for (int32_t r = b.begin; r < b.end; ++r) rows[r - b.begin] = row_span(t, r, tile);
     for (int32_t i = here.begin / kRecord; i * kRecord < here.end; ++i)

@@ -15,36 +15,37 @@ struct Span {
   int32_t begin, end;  // tokens of the tile that a query attends to
 };
 
-// Records that will be read next, fetched a few lines at a time between arithmetic: pages lie scattered, and no
-// hardware prefetcher follows a page table.
+// What will be read next, fetched a few lines at a time between arithmetic: pages lie scattered, and no hardware
+// prefetcher follows a page table.
 class Ahead {
  public:
-  void start(const uint8_t* const* first, const uint8_t* const* last, int64_t bytes) {
-    next_ = first;
-    last_ = last;
-    bytes_ = bytes;
-    at_ = end_ = nullptr;
+  void add(const uint8_t* begin, int64_t bytes) {
+    if (count_ < kMost) pieces_[count_++] = {begin, begin + bytes};
   }
   void some() {
-    if (at_ >= end_) {
-      if (next_ == last_) return;
-      at_ = *next_++;
-      end_ = at_ + bytes_;
-    }
-    for (int i = 0; i < kLines; ++i) __builtin_prefetch(at_ + 64 * i, 0, 2);
+    if (at_ >= end_ && !advance()) return;
+    for (int i = 0; i < kLines; ++i) __builtin_prefetch(at_ + 64 * i, 0, 2);  // into L2: a tile would flood L1
     at_ += 64 * kLines;
   }
   void rest() {
-    while (at_ < end_ || next_ != last_) some();
+    while (at_ < end_ || advance()) some();
+    next_ = count_ = 0;
   }
 
  private:
-  static constexpr int kLines = 3;
-  const uint8_t* const* next_ = nullptr;
-  const uint8_t* const* last_ = nullptr;
-  int64_t bytes_ = 0;
-  const uint8_t* at_ = nullptr;
-  const uint8_t* end_ = nullptr;
+  static constexpr int kLines = 3, kMost = 2 * kRecords;
+  struct Piece {
+    const uint8_t *begin, *end;
+  };
+  bool advance() {
+    if (next_ == count_) return false;
+    at_ = pieces_[next_].begin;
+    end_ = pieces_[next_++].end;
+    return true;
+  }
+  const uint8_t *at_ = nullptr, *end_ = nullptr;
+  int next_ = 0, count_ = 0;
+  Piece pieces_[kMost];
 };
 
 // fn(0) .. fn(N - 1) with the index known to the compiler, so that arrays of lanes stay in registers.
