@@ -185,11 +185,9 @@ void quantized_tile(const uint8_t* block, int64_t K, const uint8_t* act, int64_t
   each<R>([&](auto r) LG_INLINE { _mm512_store_ps(tile + 16 * r, acc[r]); });
 }
 
-constexpr int kRows = 12;  // of a tile: 12 sums, 8 quads and two scales are 22 of the 32 registers
-
 template <int KIND>
-constexpr TileTable<kRows> tiles() {
-  TileTable<kRows> table = {};
+constexpr TileTable tiles() {
+  TileTable table = {};
   each<kRows>([&](auto r) {
     if constexpr (takes_quants(KIND)) {
       table.of_rows[r + 1] = quantized_tile<KIND, r + 1>;
@@ -202,9 +200,9 @@ constexpr TileTable<kRows> tiles() {
 
 void linear(const PackedLinear* w, const uint8_t* act, int64_t act_stride, int32_t M, int32_t begin, int32_t end, float* out,
             int64_t out_stride, int32_t epilogue, uint8_t*) {
-  static constexpr TileTable<kRows> tables[W_KINDS] = {tiles<W_F32>(),  tiles<W_F16>(),  tiles<W_BF16>(), tiles<W_Q8_0>(),
-                                                       tiles<W_Q4_0>(), tiles<W_Q4_1>(), tiles<W_Q5_0>(), tiles<W_Q5_1>(),
-                                                       tiles<W_Q4_K>(), tiles<W_Q5_K>(), tiles<W_Q6_K>()};
+  static constexpr TileTable tables[W_KINDS] = {tiles<W_F32>(),  tiles<W_F16>(),  tiles<W_BF16>(), tiles<W_Q8_0>(),
+                                                tiles<W_Q4_0>(), tiles<W_Q4_1>(), tiles<W_Q5_0>(), tiles<W_Q5_1>(),
+                                                tiles<W_Q4_K>(), tiles<W_Q5_K>(), tiles<W_Q6_K>()};
   run_linear(tables[w->kind], *w, act, act_stride, M, begin, end, out, out_stride, epilogue);
 }
 

@@ -12,8 +12,6 @@
 namespace lg {
 namespace {
 
-constexpr int kRows = 16;  // rows that share an unpacked group
-
 // A group of a block: quants as [k][16], and the scales of 16 outputs.
 struct Group {
   int16_t w[kGroup][kLanes];

@@ -30,35 +30,40 @@ inline void store_tile(const PackedLinear& w, const float* tile, int rows, int64
   }
 }
 
+// Rows of a tile. On AVX-512 12 sums, 8 quads and two scales are 22 of the 32 registers. Every count has its functions;
+// under the sanitizers, where each takes seconds to compile, a few must do.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr int kRows = 3;
+#else
+constexpr int kRows = 12;
+#endif
+
 // tile[rows][16] of one block, the row count being the function's own.
 using TileFn = void (*)(const uint8_t* block, int64_t K, const uint8_t* act, int64_t act_stride, float* tile);
 
-// A kind's functions by number of rows, 1 .. ROWS.
-template <int ROWS>
+// A kind's functions by number of rows.
 struct TileTable {
-  TileFn of_rows[ROWS + 1];
+  TileFn of_rows[kRows + 1];
 };
 
 // Bytes of rows that one sweep over the weights serves: half of a small L2.
 constexpr int64_t kSweepBytes = 512 << 10;
 
 // Rows of a sweep: whole tiles, two at least.
-template <int ROWS>
 inline int sweep_rows(int64_t row_bytes) {
-  const int64_t tiles = kSweepBytes / row_bytes / ROWS;
-  return static_cast<int>(tiles < 2 ? 2 * ROWS : tiles > 64 ? 64 * ROWS : tiles * ROWS);
+  const int64_t tiles = kSweepBytes / row_bytes / kRows;
+  return static_cast<int>(tiles < 2 ? 2 * kRows : tiles > 64 ? 64 * kRows : tiles * kRows);
 }
 
 // Rows are cut into equal tiles, so that 13 rows run as 7 + 6. Each tile unpacks a block's weights anew: the vector
 // pipes that do it are idle otherwise, and a panel unpacked once, twice as large, was slower to read.
-template <int ROWS>
-inline void run_linear(const TileTable<ROWS>& table, const PackedLinear& w, const uint8_t* act, int64_t act_stride, int M,
+inline void run_linear(const TileTable& table, const PackedLinear& w, const uint8_t* act, int64_t act_stride, int M,
                        int64_t begin, int64_t end, float* out, int64_t out_stride, int32_t epilogue) {
-  const int parts = w.gated ? 2 : 1, sweep = sweep_rows<ROWS>(act_stride);
+  const int parts = w.gated ? 2 : 1, sweep = sweep_rows(act_stride);
   const int64_t bytes = block_bytes(w.kind, w.cols);
-  alignas(64) float tile[2 * ROWS * kLanes];
+  alignas(64) float tile[2 * kRows * kLanes];
   for (int row = 0; row < M; row += sweep) {
-    const int rows = sweep < M - row ? sweep : M - row, tiles = (rows + ROWS - 1) / ROWS, step = (rows + tiles - 1) / tiles;
+    const int rows = sweep < M - row ? sweep : M - row, tiles = (rows + kRows - 1) / kRows, step = (rows + tiles - 1) / tiles;
     for (int64_t i = begin; i < end; ++i) {
       for (int r = row; r < row + rows; r += step) {
         const int n = step < row + rows - r ? step : row + rows - r;
