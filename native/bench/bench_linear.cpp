@@ -28,7 +28,8 @@ using namespace lg;
 
 namespace {
 
-const char* const kNames[W_KINDS] = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"};
+const char* const kNames[W_KINDS] = {"F32",  "F16",  "BF16", "Q8_0", "Q4_0", "Q4_1",
+                                     "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"};
 
 struct Options {
   bool stream = false, matrix = false, walls = false;
@@ -95,19 +96,23 @@ Times measure_threads(int threads, int runs, F&& f) {
   return times;
 }
 
-__attribute__((target("avx512f"))) uint64_t read_all(const uint8_t* p, const uint8_t* end) {
-  uint64_t sum = 0;
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) {
-    __m512i a = _mm512_setzero_si512(), b = a;
-    for (; p + 256 <= end; p += 256) {
-      for (int i = 0; i < 4; ++i) _mm_prefetch(reinterpret_cast<const char*>(p + 4096 + 64 * i), _MM_HINT_T0);
-      a = _mm512_xor_si512(a, _mm512_xor_si512(_mm512_load_si512(p), _mm512_load_si512(p + 64)));
-      b = _mm512_xor_si512(b, _mm512_xor_si512(_mm512_load_si512(p + 128), _mm512_load_si512(p + 192)));
-    }
-    return static_cast<uint64_t>(_mm512_reduce_add_epi64(_mm512_xor_si512(a, b)));
+__attribute__((target("avx512f"))) uint64_t read_wide(const uint8_t* p, const uint8_t* end) {
+  __m512i a = _mm512_setzero_si512(), b = a;
+  for (; p + 256 <= end; p += 256) {
+    for (int i = 0; i < 4; ++i) _mm_prefetch(reinterpret_cast<const char*>(p + 4096 + 64 * i), _MM_HINT_T0);
+    a = _mm512_xor_si512(a, _mm512_xor_si512(_mm512_load_si512(p), _mm512_load_si512(p + 64)));
+    b = _mm512_xor_si512(b, _mm512_xor_si512(_mm512_load_si512(p + 128), _mm512_load_si512(p + 192)));
   }
+  return static_cast<uint64_t>(_mm512_reduce_add_epi64(_mm512_xor_si512(a, b)));
+}
 #endif
+
+uint64_t read_all(const uint8_t* p, const uint8_t* end) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) return read_wide(p, end);
+#endif
+  uint64_t sum = 0;
   for (; p + 8 <= end; p += 8) {
     uint64_t word;
     std::memcpy(&word, p, 8);
@@ -135,7 +140,8 @@ PackedLinear make(int kind, int64_t N, int64_t K) {
   std::vector<uint8_t> file(static_cast<size_t>(K / unit * bytes[kind] * 64));
   fill_file(kind, file);
   uint8_t* data = pages(static_cast<size_t>(packed_bytes(kind, N, K)));
-  for (int64_t row = 0; row < N; row += 64) pack_rows(kind, file.data(), std::min<int64_t>(64, N - row), K, data, row, -1);
+  for (int64_t row = 0; row < N; row += 64)
+    pack_rows(kind, file.data(), std::min<int64_t>(64, N - row), K, data, row, -1);
   return {kind, static_cast<int32_t>(N), static_cast<int32_t>(K), 0, data, nullptr};
 }
 
@@ -150,7 +156,8 @@ Rows make_rows(const Kernels& k, int kind, int64_t K, int M) {
   Rows rows{pages(static_cast<size_t>(stride * M)), stride};
   std::vector<float> x(static_cast<size_t>(K));
   for (int r = 0; r < M; ++r) {
-    for (int64_t i = 0; i < K; ++i) x[static_cast<size_t>(i)] = static_cast<float>((i * 37 + r * 11) % 101 - 50) * 0.02f;
+    for (int64_t i = 0; i < K; ++i)
+      x[static_cast<size_t>(i)] = static_cast<float>((i * 37 + r * 11) % 101 - 50) * 0.02f;
     if (takes_quantized_rows(kind)) {
       k.quantize_row(x.data(), K, rows.data + r * stride);
     } else {
@@ -163,7 +170,8 @@ Rows make_rows(const Kernels& k, int kind, int64_t K, int M) {
 void bench_stream(const Kernels& k, const Options& options) {
   const int64_t bytes = int64_t{options.mb} << 20;
   const uint8_t* plain = pages(static_cast<size_t>(bytes));
-  std::printf("stream: %d MiB, threads %d, GB/s best (median); share of the plain read, best\n", options.mb, options.threads);
+  std::printf("stream: %d MiB, threads %d, GB/s best (median); share of the plain read, best\n", options.mb,
+              options.threads);
   for (int kind = 0; kind < W_KINDS; ++kind) {
     if (!options.kind.empty() && options.kind != kNames[kind]) continue;
     for (int64_t K : {576, 1536, 2048}) {
@@ -178,14 +186,16 @@ void bench_stream(const Kernels& k, const Options& options) {
       std::atomic<uint64_t> sink{0};
       const int64_t share = (N / 16 + options.threads - 1) / options.threads;
       Times read = measure_threads(options.threads, options.runs, [&](int t) {
-        sink += read_all(plain + bytes / options.threads / 256 * 256 * t, plain + bytes / options.threads / 256 * 256 * (t + 1));
+        sink += read_all(plain + bytes / options.threads / 256 * 256 * t,
+                         plain + bytes / options.threads / 256 * 256 * (t + 1));
       });
-      std::printf("%-5s K=%-5d read %5.1f (%5.1f)", kNames[kind], static_cast<int>(K), static_cast<double>(bytes) / read.best / 1e9,
-                  static_cast<double>(bytes) / read.median / 1e9);
+      std::printf("%-5s K=%-5d read %5.1f (%5.1f)", kNames[kind], static_cast<int>(K),
+                  static_cast<double>(bytes) / read.best / 1e9, static_cast<double>(bytes) / read.median / 1e9);
       for (int M : {1, 2, 3, 4}) {
         const Times times = measure_threads(options.threads, options.runs, [&](int t) {
           const int64_t begin = std::min(share * t, N / 16), end = std::min(begin + share, N / 16);
-          k.linear(&w, rows.data, rows.stride, M, static_cast<int32_t>(begin), static_cast<int32_t>(end), out.data(), N, EP_STORE, scratch[static_cast<size_t>(t)]);
+          k.linear(&w, rows.data, rows.stride, M, static_cast<int32_t>(begin), static_cast<int32_t>(end), out.data(), N,
+                   EP_STORE, scratch[static_cast<size_t>(t)]);
         });
         std::printf(" | M=%d %5.1f (%5.1f) %3.0f%%", M, size / times.best / 1e9, size / times.median / 1e9,
                     100.0 * size / times.best / (static_cast<double>(bytes) / read.best));
@@ -212,9 +222,11 @@ void bench_matrix(const Kernels& k, const Options& options) {
       std::printf("%-5s K=%-6d", kNames[kind], static_cast<int>(K));
       for (int M : counts) {
         const double operations = 2.0 * static_cast<double>(K) * static_cast<double>(K) * M;
-        const int repeat = std::max(1, static_cast<int>(2e8 / operations)), runs = std::max(5, static_cast<int>(options.runs * 4e8 / std::max(4e8, operations)));
+        const int repeat = std::max(1, static_cast<int>(2e8 / operations)),
+                  runs = std::max(5, static_cast<int>(options.runs * 4e8 / std::max(4e8, operations)));
         const Times times = measure(runs, [&] {
-          for (int i = 0; i < repeat; ++i) k.linear(&w, rows.data, rows.stride, M, 0, static_cast<int32_t>(K / 16), out.data(), K, EP_STORE, scratch);
+          for (int i = 0; i < repeat; ++i)
+            k.linear(&w, rows.data, rows.stride, M, 0, static_cast<int32_t>(K / 16), out.data(), K, EP_STORE, scratch);
         });
         std::printf(" %5.0f(%4.0f)", operations * repeat / times.best / 1e9, operations * repeat / times.median / 1e9);
         std::fflush(stdout);
@@ -250,16 +262,26 @@ Options parse(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
     const char* value = i + 1 < argc ? argv[i + 1] : "";
-    if (word == "stream") o.stream = true;
-    else if (word == "matrix") o.matrix = true;
-    else if (word == "walls") o.walls = true;
-    else if (word == "--isa") o.isa = value, ++i;
-    else if (word == "--kind") o.kind = value, ++i;
-    else if (word == "--threads") o.threads = std::atoi(value), ++i;
-    else if (word == "--k") o.K = std::atoi(value), ++i;
-    else if (word == "--mb") o.mb = std::atoi(value), ++i;
-    else if (word == "--runs") o.runs = std::atoi(value), ++i;
-    else std::fprintf(stderr, "unknown word: %s\n", word.c_str()), std::exit(2);
+    if (word == "stream")
+      o.stream = true;
+    else if (word == "matrix")
+      o.matrix = true;
+    else if (word == "walls")
+      o.walls = true;
+    else if (word == "--isa")
+      o.isa = value, ++i;
+    else if (word == "--kind")
+      o.kind = value, ++i;
+    else if (word == "--threads")
+      o.threads = std::atoi(value), ++i;
+    else if (word == "--k")
+      o.K = std::atoi(value), ++i;
+    else if (word == "--mb")
+      o.mb = std::atoi(value), ++i;
+    else if (word == "--runs")
+      o.runs = std::atoi(value), ++i;
+    else
+      std::fprintf(stderr, "unknown word: %s\n", word.c_str()), std::exit(2);
   }
   return o;
 }
@@ -269,7 +291,9 @@ Options parse(int argc, char** argv) {
 int main(int argc, char** argv) {
   const Options options = parse(argc, argv);
   Kernels k{};
-  (options.isa == "portable" ? fill_linear_portable : options.isa == "avx2" ? fill_linear_avx2 : fill_linear_avx512)(&k);
+  (options.isa == "portable" ? fill_linear_portable
+   : options.isa == "avx2"   ? fill_linear_avx2
+                             : fill_linear_avx512)(&k);
   if (!k.linear) {
     std::fprintf(stderr, "level %s is not in this build\n", options.isa.c_str());
     return 1;

@@ -11,9 +11,7 @@ namespace lg {
 namespace {
 
 // x / (1 + e^-t)
-static inline F16 times_sigmoid(F16 x, F16 t) {
-  return f_div(x, f_add(f_set(1.0f), f_exp(f_sub(f_set(0.0f), t))));
-}
+static inline F16 times_sigmoid(F16 x, F16 t) { return f_div(x, f_add(f_set(1.0f), f_exp(f_sub(f_set(0.0f), t)))); }
 
 // x / 2 * (1 + tanh u) = x * sigmoid(2u), 2u = 2 sqrt(2 / pi) (x + 0.044715 x^3)
 static inline F16 gelu_tanh(F16 x) {

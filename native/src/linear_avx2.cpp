@@ -10,7 +10,6 @@
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include "lanes_avx2.h"
-
 #include "linear_run.h"
 
 namespace lg {
@@ -74,10 +73,12 @@ inline LG_INLINE void unpack_k_scales(const uint8_t* scales, int g, int h, Unpac
   const __m128i high = _mm_srl_epi16(load8(scales + 192 + 16 * (g >> 1) + 8 * h), _mm_cvtsi32_si128((g & 1) * 4));
   const __m128i four = _mm_set1_epi8(15), two = _mm_set1_epi8(0x30);
   const __m128i scale = _mm_or_si128(_mm_and_si128(low, four), _mm_and_si128(_mm_slli_epi16(high, 4), two));
-  const __m128i min = _mm_or_si128(_mm_and_si128(_mm_srli_epi16(low, 4), four), _mm_and_si128(_mm_slli_epi16(high, 2), two));
+  const __m128i min =
+      _mm_or_si128(_mm_and_si128(_mm_srli_epi16(low, 4), four), _mm_and_si128(_mm_slli_epi16(high, 2), two));
   const __m256 minus = _mm256_set1_ps(-0.0f);
   _mm256_store_ps(out.d + 8 * h, _mm256_mul_ps(halves8(scales + 16 * h), bytes_to_float(scale)));
-  _mm256_store_ps(out.m + 8 * h, _mm256_xor_ps(minus, _mm256_mul_ps(halves8(scales + 32 + 16 * h), bytes_to_float(min))));
+  _mm256_store_ps(out.m + 8 * h,
+                  _mm256_xor_ps(minus, _mm256_mul_ps(halves8(scales + 32 + 16 * h), bytes_to_float(min))));
 }
 
 template <int KIND>
@@ -108,13 +109,15 @@ inline LG_INLINE __m256i quad_of(const int8_t* p) {
 
 // sum[r][h] += times * (quads [FROM, TO) of a plane times lo of R rows); the caller sees to it that 16 bits suffice.
 template <int R, int FROM, int TO>
-inline LG_INLINE void add_quads(const uint8_t* plane, const QGroup* const (&rows)[R], int times, __m256i (&sum)[2 * R]) {
+inline LG_INLINE void add_quads(const uint8_t* plane, const QGroup* const (&rows)[R], int times,
+                                __m256i (&sum)[2 * R]) {
   __m256i products[2 * R];
   each<TO - FROM>([&](auto V) LG_INLINE {
     constexpr int v = FROM + V;
     const __m256i w0 = load32(plane + 64 * v), w1 = load32(plane + 64 * v + 32);
     each<R>([&](auto r) LG_INLINE {
-      const __m256i a = quad_of(rows[r]->lo + 4 * v), p0 = _mm256_maddubs_epi16(w0, a), p1 = _mm256_maddubs_epi16(w1, a);
+      const __m256i a = quad_of(rows[r]->lo + 4 * v), p0 = _mm256_maddubs_epi16(w0, a),
+                    p1 = _mm256_maddubs_epi16(w1, a);
       products[2 * r] = V == 0 ? p0 : _mm256_add_epi16(products[2 * r], p0);
       products[2 * r + 1] = V == 0 ? p1 : _mm256_add_epi16(products[2 * r + 1], p1);
       // Left alone the compiler makes all products first and a tree of additions, and keeps them on the stack.
@@ -133,8 +136,9 @@ inline LG_INLINE __m256i fine_products(const uint8_t* plane, const QGroup& row, 
 template <int KIND, int R>
 inline LG_INLINE void start_sums(const QGroup* const (&rows)[R], int minus, __m256i (&sum)[2 * R]) {
   each<R>([&](auto r) LG_INLINE {
-    sum[2 * r] = sum[2 * r + 1] =
-        offset_bits(KIND) < 0 ? _mm256_setzero_si256() : _mm256_set1_epi32(rows[r]->minus[minus] * (1 << (offset_bits(KIND) & 31)));
+    sum[2 * r] = sum[2 * r + 1] = offset_bits(KIND) < 0
+                                      ? _mm256_setzero_si256()
+                                      : _mm256_set1_epi32(rows[r]->minus[minus] * (1 << (offset_bits(KIND) & 31)));
   });
 }
 
@@ -155,7 +159,8 @@ inline LG_INLINE void group_dots(const Unpacked& x, const QGroup* const (&rows)[
     }
     each<2 * R>([&](auto i) LG_INLINE {
       const QGroup& row = *rows[i / 2];
-      const __m256i fine = _mm256_add_epi16(fine_products(x.quads[p], row, 0, i % 2), fine_products(x.quads[p], row, 1, i % 2));
+      const __m256i fine =
+          _mm256_add_epi16(fine_products(x.quads[p], row, 0, i % 2), fine_products(x.quads[p], row, 1, i % 2));
       sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(fine, _mm256_set1_epi16(256 * times)));
     });
   });
@@ -173,7 +178,8 @@ inline LG_INLINE void q6_dots(const Unpacked& x, const QGroup* const (&rows)[R],
     add_quads<R, 4 * half + 2, 4 * half + 4>(x.quads[0], rows, 1, sum);
     each<2 * R>([&](auto i) LG_INLINE {
       const QGroup& row = *rows[i / 2];
-      const __m256 coarse = _mm256_load_ps(x.sc[half] + 8 * (i % 2)), fine = _mm256_load_ps(x.sc[row.at[half] >> 8] + 8 * (i % 2));
+      const __m256 coarse = _mm256_load_ps(x.sc[half] + 8 * (i % 2)),
+                   fine = _mm256_load_ps(x.sc[row.at[half] >> 8] + 8 * (i % 2));
       dots[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[i]), coarse, dots[i]);
       const __m256i product = _mm256_madd_epi16(fine_products(x.quads[0], row, half, i % 2), _mm256_set1_epi16(256));
       dots[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), fine, dots[i]);
@@ -209,7 +215,8 @@ void quantized_tile(const uint8_t* block, int64_t K, const uint8_t* act, int64_t
     unpack<KIND>(block, g, x);
     constexpr int kFours = R / 4;
     for (int r = 0; r < 4 * kFours; r += 4) add_group<KIND, 4>(x, act + r * act_stride, act_stride, tile + r * kLanes);
-    if constexpr (R % 4 != 0) add_group<KIND, R % 4>(x, act + 4 * kFours * act_stride, act_stride, tile + 4 * kFours * kLanes);
+    if constexpr (R % 4 != 0)
+      add_group<KIND, R % 4>(x, act + 4 * kFours * act_stride, act_stride, tile + 4 * kFours * kLanes);
   }
 }
 
@@ -236,7 +243,8 @@ inline LG_INLINE void float_step(const uint8_t* p, const Rows<float, 8, R>& rows
 
 // Up to three rows: twelve chains.
 template <int KIND, int R>
-__attribute__((noinline)) void float_rows(const uint8_t* block, int64_t K, const uint8_t* act, int64_t act_stride, float* tile) {
+__attribute__((noinline)) void float_rows(const uint8_t* block, int64_t K, const uint8_t* act, int64_t act_stride,
+                                          float* tile) {
   __m256 even[2 * R], odd[2 * R];
   each<2 * R>([&](auto i) LG_INLINE { even[i] = odd[i] = _mm256_setzero_ps(); });
   Rows<float, 8, R> rows(act, act_stride);
@@ -251,8 +259,10 @@ __attribute__((noinline)) void float_rows(const uint8_t* block, int64_t K, const
 template <int KIND, int R>
 void float_tile(const uint8_t* block, int64_t K, const uint8_t* act, int64_t act_stride, float* tile) {
   constexpr int kThrees = R / 3;
-  for (int r = 0; r < 3 * kThrees; r += 3) float_rows<KIND, 3>(block, K, act + r * act_stride, act_stride, tile + r * kLanes);
-  if constexpr (R % 3 != 0) float_rows<KIND, R % 3>(block, K, act + 3 * kThrees * act_stride, act_stride, tile + 3 * kThrees * kLanes);
+  for (int r = 0; r < 3 * kThrees; r += 3)
+    float_rows<KIND, 3>(block, K, act + r * act_stride, act_stride, tile + r * kLanes);
+  if constexpr (R % 3 != 0)
+    float_rows<KIND, R % 3>(block, K, act + 3 * kThrees * act_stride, act_stride, tile + 3 * kThrees * kLanes);
 }
 
 template <int KIND>
@@ -268,8 +278,8 @@ constexpr TileTable tiles() {
   return table;
 }
 
-void linear(const PackedLinear* w, const uint8_t* act, int64_t act_stride, int32_t M, int32_t begin, int32_t end, float* out,
-            int64_t out_stride, int32_t epilogue, uint8_t*) {
+void linear(const PackedLinear* w, const uint8_t* act, int64_t act_stride, int32_t M, int32_t begin, int32_t end,
+            float* out, int64_t out_stride, int32_t epilogue, uint8_t*) {
   static constexpr TileTable tables[W_KINDS] = {tiles<W_F32>(),  tiles<W_F16>(),  tiles<W_BF16>(), tiles<W_Q8_0>(),
                                                 tiles<W_Q4_0>(), tiles<W_Q4_1>(), tiles<W_Q5_0>(), tiles<W_Q5_1>(),
                                                 tiles<W_Q4_K>(), tiles<W_Q5_K>(), tiles<W_Q6_K>()};

@@ -10,7 +10,6 @@
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #include "lanes_avx512.h"
-
 #include "linear_avx512_float.h"
 
 namespace lg {
@@ -20,9 +19,9 @@ inline LG_INLINE __m512 bc(float x) { return _mm512_set1_ps(x); }
 
 struct Group {
   __m512i w[8];
-  __m512 d;        // scale
-  __m512 m;        // minimum; for Q6_K the scale of the second half
-  __m512 sc;       // Q6_K: the scale of the first half
+  __m512 d;   // scale
+  __m512 m;   // minimum; for Q6_K the scale of the second half
+  __m512 sc;  // Q6_K: the scale of the first half
 };
 
 inline LG_INLINE __m512 halves16(const uint8_t* p) {
@@ -53,7 +52,8 @@ inline LG_INLINE void add_bit_plane(const uint8_t* p, __m512i (&w)[8]) {
   const __m512i bit = _mm512_set1_epi8(16), plane = load(p);
   each<8>([&](auto V) LG_INLINE {
     constexpr int v = V;
-    const __m512i x = v <= 4 ? _mm512_slli_epi16(plane, v <= 4 ? 4 - v : 0) : _mm512_srli_epi16(plane, v > 4 ? v - 4 : 0);
+    const __m512i x =
+        v <= 4 ? _mm512_slli_epi16(plane, v <= 4 ? 4 - v : 0) : _mm512_srli_epi16(plane, v > 4 ? v - 4 : 0);
     w[v] = or_and(w[v], x, bit);
   });
 }
@@ -74,7 +74,8 @@ inline LG_INLINE void k_scales(const uint8_t* scales, int g, Group& out) {
   const __m128i high = _mm_srl_epi16(load16(scales + 192 + 16 * (g >> 1)), _mm_cvtsi32_si128((g & 1) * 4));
   const __m128i four = _mm_set1_epi8(15), two = _mm_set1_epi8(0x30);
   const __m128i scale = _mm_or_si128(_mm_and_si128(low, four), _mm_and_si128(_mm_slli_epi16(high, 4), two));
-  const __m128i min = _mm_or_si128(_mm_and_si128(_mm_srli_epi16(low, 4), four), _mm_and_si128(_mm_slli_epi16(high, 2), two));
+  const __m128i min =
+      _mm_or_si128(_mm_and_si128(_mm_srli_epi16(low, 4), four), _mm_and_si128(_mm_slli_epi16(high, 2), two));
   out.d = _mm512_mul_ps(halves16(scales), bytes_to_float(scale));
   out.m = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(halves16(scales + 32), bytes_to_float(min)));
 }
@@ -138,7 +139,8 @@ inline LG_INLINE __m512i fine_dot(__m512i acc, const uint8_t* quads, const QGrou
 template <int KIND, int FROM, int TO>
 inline LG_INLINE __m512i coarse_dot(const Group& x, const QGroup& row, int minus) {
   __m512i start = _mm512_setzero_si512();
-  if constexpr (offset_bits(KIND) >= 0) start = _mm512_slli_epi32(_mm512_set1_epi32(row.minus[minus]), offset_bits(KIND) & 31);
+  if constexpr (offset_bits(KIND) >= 0)
+    start = _mm512_slli_epi32(_mm512_set1_epi32(row.minus[minus]), offset_bits(KIND) & 31);
   return dot<FROM, TO>(start, x.w, row.lo);
 }
 
@@ -198,8 +200,8 @@ constexpr TileTable tiles() {
   return table;
 }
 
-void linear(const PackedLinear* w, const uint8_t* act, int64_t act_stride, int32_t M, int32_t begin, int32_t end, float* out,
-            int64_t out_stride, int32_t epilogue, uint8_t*) {
+void linear(const PackedLinear* w, const uint8_t* act, int64_t act_stride, int32_t M, int32_t begin, int32_t end,
+            float* out, int64_t out_stride, int32_t epilogue, uint8_t*) {
   static constexpr TileTable tables[W_KINDS] = {tiles<W_F32>(),  tiles<W_F16>(),  tiles<W_BF16>(), tiles<W_Q8_0>(),
                                                 tiles<W_Q4_0>(), tiles<W_Q4_1>(), tiles<W_Q5_0>(), tiles<W_Q5_1>(),
                                                 tiles<W_Q4_K>(), tiles<W_Q5_K>(), tiles<W_Q6_K>()};
@@ -224,7 +226,8 @@ inline LG_INLINE __m512i quad_most(__m512 x) {
 inline LG_INLINE void store_planes(__m512i q, int8_t* lo, int8_t* hi) {
   const __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(q, 24), 24);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(lo), _mm512_cvtepi32_epi8(low));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(hi), _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_sub_epi32(q, low), 8)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(hi),
+                   _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_sub_epi32(q, low), 8)));
 }
 
 void quantize_row(const float* x, int64_t K, uint8_t* record) {

@@ -36,17 +36,17 @@ struct WeightLayout {
 };
 
 constexpr WeightLayout kLayouts[W_KINDS] = {
-    {1, 4, 2, 128},          // F32
-    {1, 2, 2, 64},           // F16
-    {1, 2, 2, 64},           // BF16
-    {32, 34, 64, 1088},      // Q8_0
-    {32, 18, 64, 576},       // Q4_0
-    {32, 20, 32, 320},       // Q4_1
-    {32, 22, 64, 704},       // Q5_0
-    {32, 24, 32, 384},       // Q5_1
-    {256, 144, 256, 2304},   // Q4_K
-    {256, 176, 256, 2816},   // Q5_K
-    {256, 210, 256, 3360},   // Q6_K
+    {1, 4, 2, 128},         // F32
+    {1, 2, 2, 64},          // F16
+    {1, 2, 2, 64},          // BF16
+    {32, 34, 64, 1088},     // Q8_0
+    {32, 18, 64, 576},      // Q4_0
+    {32, 20, 32, 320},      // Q4_1
+    {32, 22, 64, 704},      // Q5_0
+    {32, 24, 32, 384},      // Q5_1
+    {256, 144, 256, 2304},  // Q4_K
+    {256, 176, 256, 2816},  // Q5_K
+    {256, 210, 256, 3360},  // Q6_K
 };
 
 constexpr int64_t align_up(int64_t x) { return (x + kAlign - 1) / kAlign * kAlign; }
@@ -73,7 +73,8 @@ constexpr int64_t scales_at(int kind, int64_t g) {
 
 // Where a block of a float kind has value k of a lane.
 constexpr int64_t float_at(int kind, int64_t k, int lane) {
-  return k / 2 * kLayouts[kind].bytes + (kind == W_BF16 ? 2 * lane + k % 2 : k % 2 * kLanes + lane) * kLayouts[kind].file_bytes;
+  return k / 2 * kLayouts[kind].bytes +
+         (kind == W_BF16 ? 2 * lane + k % 2 : k % 2 * kLanes + lane) * kLayouts[kind].file_bytes;
 }
 
 // What a kind's numbers mean to a kernel: value = scale * (q - (1 << offset)) with offset < 0 for none, + minimum.

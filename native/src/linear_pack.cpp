@@ -163,7 +163,8 @@ void dequantize_unit(int kind, const uint8_t* unit, float factor, float* out) {
       scale[0] = scale[1] = half(unit) * static_cast<float>(s);
       minimum = -(half(unit + 2) * static_cast<float>(m));
     } else if (kind == W_Q6_K) {
-      for (int h = 0; h < 2; ++h) scale[h] = half(unit + 208) * static_cast<float>(static_cast<int8_t>(unit[192 + 2 * g + h]));
+      for (int h = 0; h < 2; ++h)
+        scale[h] = half(unit + 208) * static_cast<float>(static_cast<int8_t>(unit[192 + 2 * g + h]));
     } else {
       scale[0] = scale[1] = half(unit);
       if (has_min(kind)) minimum = half(unit + 2);
@@ -178,14 +179,18 @@ void dequantize_unit(int kind, const uint8_t* unit, float factor, float* out) {
 
 }  // namespace
 
-int64_t packed_bytes(int32_t kind, int64_t rows, int64_t cols) { return (rows + kLanes - 1) / kLanes * block_bytes(kind, cols); }
+int64_t packed_bytes(int32_t kind, int64_t rows, int64_t cols) {
+  return (rows + kLanes - 1) / kLanes * block_bytes(kind, cols);
+}
 
-void pack_rows(int32_t kind, const uint8_t* src, int64_t n, int64_t cols, uint8_t* dst, int64_t row, int32_t gated_slot) {
+void pack_rows(int32_t kind, const uint8_t* src, int64_t n, int64_t cols, uint8_t* dst, int64_t row,
+               int32_t gated_slot) {
   const int64_t row_bytes = cols / kLayouts[kind].unit * kLayouts[kind].file_bytes;
   for (int64_t i = 0; i < n; ++i) {
     const int64_t block = (row + i) / kLanes;
     const int64_t slot = gated_slot < 0 ? block : 2 * block + gated_slot;
-    pack_row(kind, src + i * row_bytes, cols, dst + slot * block_bytes(kind, cols), static_cast<int>((row + i) % kLanes));
+    pack_row(kind, src + i * row_bytes, cols, dst + slot * block_bytes(kind, cols),
+             static_cast<int>((row + i) % kLanes));
   }
 }
 

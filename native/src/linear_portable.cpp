@@ -1,11 +1,10 @@
 // Linear kernels in plain C++: every kind, any machine, and the slow twin of the other levels.
 //
-// Knows: packed blocks, quantised rows. Does not know: instructions; the loops over 16 outputs are left to the compiler.
-// Multiply and add are rounded apart here (an FMA in software would cost a hundred times as much).
+// Knows: packed blocks, quantised rows. Does not know: instructions; the loops over 16 outputs are left to the
+// compiler. Multiply and add are rounded apart here (an FMA in software would cost a hundred times as much).
 #include <cmath>
 
 #include "lanes_portable.h"
-
 #include "linear_rows.h"
 #include "linear_run.h"
 
@@ -26,7 +25,8 @@ float half_at(const uint8_t* p, int lane) {
 
 void put_quad(const uint32_t* words, int v, int offset, Group& out) {
   for (int b = 0; b < 4; ++b) {
-    for (int o = 0; o < kLanes; ++o) out.w[4 * v + b][o] = static_cast<int16_t>(static_cast<int>(words[o] >> (8 * b) & 255) - offset);
+    for (int o = 0; o < kLanes; ++o)
+      out.w[4 * v + b][o] = static_cast<int16_t>(static_cast<int>(words[o] >> (8 * b) & 255) - offset);
   }
 }
 
@@ -71,7 +71,8 @@ void read_group(int kind, const uint8_t* block, int64_t g, Group& out) {
     out.d[o] = half_at(scales, o);
     if (has_min(kind)) out.m[o] = half_at(scales + 32, o);
     if (kind != W_Q6_K) continue;
-    for (int h = 0; h < 2; ++h) out.sc[h][o] = static_cast<float>(static_cast<int8_t>(scales[32 + 32 * in_record + 16 * h + o]));
+    for (int h = 0; h < 2; ++h)
+      out.sc[h][o] = static_cast<float>(static_cast<int8_t>(scales[32 + 32 * in_record + 16 * h + o]));
   }
 }
 
@@ -109,9 +110,9 @@ void dot(int kind, const int16_t (*w)[kLanes], const int8_t* a, int32_t* sum) {
     case W_Q5_0:
     case W_Q5_1:
     case W_Q5_K:
-      return dot<COUNT, COUNT < 8 ? COUNT : 8>(w, a, sum);
+      return dot < COUNT, COUNT<8 ? COUNT : 8>(w, a, sum);
     default:
-      return dot<COUNT, COUNT < 16 ? COUNT : 16>(w, a, sum);
+      return dot < COUNT, COUNT<16 ? COUNT : 16>(w, a, sum);
   }
 }
 
@@ -143,12 +144,14 @@ void add_group(int kind, const Group& x, const QGroup& row, float* __restrict ac
   }
 }
 
-void quantized_tile(int kind, const uint8_t* block, int64_t K, const uint8_t* act, int64_t stride, int rows, float* tile) {
+void quantized_tile(int kind, const uint8_t* block, int64_t K, const uint8_t* act, int64_t stride, int rows,
+                    float* tile) {
   for (int i = 0; i < rows * kLanes; ++i) tile[i] = 0.0f;
   for (int64_t g = 0; g < K / kGroup; ++g) {
     Group x;
     read_group(kind, block, g, x);
-    for (int r = 0; r < rows; ++r) add_group(kind, x, reinterpret_cast<const QGroup*>(act + r * stride)[g], tile + r * kLanes);
+    for (int r = 0; r < rows; ++r)
+      add_group(kind, x, reinterpret_cast<const QGroup*>(act + r * stride)[g], tile + r * kLanes);
   }
 }
 
@@ -182,8 +185,8 @@ void float_tile(int kind, const uint8_t* block, int64_t K, const uint8_t* act, i
   for (int i = 0; i < rows * kLanes; ++i) tile[i] += odd[i];
 }
 
-void linear(const PackedLinear* w, const uint8_t* act, int64_t act_stride, int32_t M, int32_t begin, int32_t end, float* out,
-            int64_t out_stride, int32_t epilogue, uint8_t*) {
+void linear(const PackedLinear* w, const uint8_t* act, int64_t act_stride, int32_t M, int32_t begin, int32_t end,
+            float* out, int64_t out_stride, int32_t epilogue, uint8_t*) {
   const int parts = w->gated ? 2 : 1;
   const int64_t K = w->cols, bytes = block_bytes(w->kind, K);
   float tile[2 * kRows * kLanes];
@@ -193,7 +196,8 @@ void linear(const PackedLinear* w, const uint8_t* act, int64_t act_stride, int32
       for (int p = 0; p < parts; ++p) {
         const uint8_t* block = w->data + (parts * i + p) * bytes;
         float* part = tile + p * rows * kLanes;
-        (takes_quantized_rows(w->kind) ? quantized_tile : float_tile)(w->kind, block, K, act + row * act_stride, act_stride, rows, part);
+        (takes_quantized_rows(w->kind) ? quantized_tile : float_tile)(w->kind, block, K, act + row * act_stride,
+                                                                      act_stride, rows, part);
       }
       store_tile(*w, tile, rows, i, epilogue, out + row * out_stride, out_stride);
     }

@@ -63,12 +63,14 @@ inline void run_linear(const TileTable& table, const PackedLinear& w, const uint
   const int64_t bytes = block_bytes(w.kind, w.cols);
   alignas(64) float tile[2 * kRows * kLanes];
   for (int row = 0; row < M; row += sweep) {
-    const int rows = sweep < M - row ? sweep : M - row, tiles = (rows + kRows - 1) / kRows, step = (rows + tiles - 1) / tiles;
+    const int rows = sweep < M - row ? sweep : M - row, tiles = (rows + kRows - 1) / kRows,
+              step = (rows + tiles - 1) / tiles;
     for (int64_t i = begin; i < end; ++i) {
       for (int r = row; r < row + rows; r += step) {
         const int n = step < row + rows - r ? step : row + rows - r;
         for (int p = 0; p < parts; ++p) {
-          table.of_rows[n](w.data + (parts * i + p) * bytes, w.cols, act + r * act_stride, act_stride, tile + p * n * kLanes);
+          table.of_rows[n](w.data + (parts * i + p) * bytes, w.cols, act + r * act_stride, act_stride,
+                           tile + p * n * kLanes);
         }
         store_tile(w, tile, n, i, epilogue, out + r * out_stride, out_stride);
       }

@@ -27,7 +27,8 @@ void expect(bool ok, const std::string& what) {
   if (!ok && ++failures <= 20) std::printf("FAILED: %s\n", what.c_str());
 }
 
-const char* const kNames[W_KINDS] = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"};
+const char* const kNames[W_KINDS] = {"F32",  "F16",  "BF16", "Q8_0", "Q4_0", "Q4_1",
+                                     "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"};
 const int kUnit[W_KINDS] = {1, 1, 1, 32, 32, 32, 32, 32, 256, 256, 256};
 const int kUnitBytes[W_KINDS] = {4, 2, 2, 34, 18, 20, 22, 24, 144, 176, 210};
 
@@ -130,7 +131,8 @@ std::vector<uint8_t> random_file(Random& rng, int kind, int64_t rows, int64_t co
 }
 
 struct Aligned {
-  explicit Aligned(int64_t bytes) : data(static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>((bytes + 127) / 64 * 64)))) {
+  explicit Aligned(int64_t bytes)
+      : data(static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>((bytes + 127) / 64 * 64)))) {
     std::memset(data.get(), 0, static_cast<size_t>((bytes + 127) / 64 * 64));
   }
   struct Free {
@@ -197,7 +199,8 @@ void check_quantize(const Kernels& k, Random& rng) {
     std::vector<float> x = random_rows(rng, 1, K);
     for (int i = 0; i < 32; ++i) x[static_cast<size_t>(i)] = 0.0f;
     if (K > 32) {
-      for (int i = 32; i < 64; ++i) x[static_cast<size_t>(i)] = static_cast<float>(i - 47) * 0.5f;  // halves: ties to even
+      for (int i = 32; i < 64; ++i)
+        x[static_cast<size_t>(i)] = static_cast<float>(i - 47) * 0.5f;  // halves: ties to even
       x[40] = 63.5f;
     }
     if (K > 64) x[70] = -1e6f;  // an outlier that even 16 bits must make room for
@@ -207,14 +210,16 @@ void check_quantize(const Kernels& k, Random& rng) {
     std::memcpy(memory.get(), record.data(), record.size());
     k.quantize_row(x.data(), K, memory.get());
     std::memcpy(record.data(), memory.get(), record.size());
-    for (int i = 0; i < 64; ++i) expect(record[static_cast<size_t>(bytes + i)] == 0xAB, std::string(k.name) + " quantize_row past its record");
+    for (int i = 0; i < 64; ++i)
+      expect(record[static_cast<size_t>(bytes + i)] == 0xAB, std::string(k.name) + " quantize_row past its record");
     for (int64_t g = 0; g < K / 32; ++g) check_quantize_group(k, x.data() + 32 * g, group_of(record.data(), g));
   }
 }
 
 // A NaN or an infinity makes its group's scale NaN and its q zero; denormal groups become zeros.
 void check_quantize_odd(const Kernels& k) {
-  for (float odd : {float_of(0x7fc00000), float_of(0xffc00001), float_of(0x7f800000), float_of(0xff800000), 1e-42f, 3e38f}) {
+  for (float odd :
+       {float_of(0x7fc00000), float_of(0xffc00001), float_of(0x7f800000), float_of(0xff800000), 1e-42f, 3e38f}) {
     alignas(64) float x[64] = {1.0f, 2.0f};
     for (int i = 32; i < 64; ++i) x[i] = odd;
     x[33] = 0.0f;
@@ -223,7 +228,8 @@ void check_quantize_odd(const Kernels& k) {
     const Group first = group_of(record, 0), second = group_of(record, 1);
     const bool finite = std::isfinite(odd);
     expect(first.d > 2.0f / 32513.0f && first.d < 2.0f / 32511.0f, std::string(k.name) + " odd: neighbour group");
-    expect(finite ? std::isfinite(second.d) : std::isnan(second.d) && std::isnan(second.s), std::string(k.name) + " odd: scale");
+    expect(finite ? std::isfinite(second.d) : std::isnan(second.d) && std::isnan(second.s),
+           std::string(k.name) + " odd: scale");
     if (!finite || odd < 1e-40f) {
       for (int i = 0; i < 32; ++i) expect(second.q(i) == 0, std::string(k.name) + " odd: q");
     } else {
@@ -266,8 +272,11 @@ struct World {
   static int64_t blocks(const Case& c) { return c.gated ? 2 * ((c.N / 2 + 15) / 16) : (c.N + 15) / 16; }
 
   World(const Case& cc, int max_rows, Random& rng)
-      : c(cc), file(random_file(rng, c.kind, c.N, c.K)), packed(packed_bytes(c.kind, blocks(c) * 16, c.K)),
-        scratch(linear_scratch_bytes(c.K)), x(random_rows(rng, max_rows, c.K)) {
+      : c(cc),
+        file(random_file(rng, c.kind, c.N, c.K)),
+        packed(packed_bytes(c.kind, blocks(c) * 16, c.K)),
+        scratch(linear_scratch_bytes(c.K)),
+        x(random_rows(rng, max_rows, c.K)) {
     const int64_t row_bytes = c.K / kUnit[c.kind] * kUnitBytes[c.kind];
     if (c.gated) {
       pack_rows(c.kind, file.data(), c.N / 2, c.K, packed.get(), 0, 0);
@@ -287,8 +296,8 @@ struct World {
   int outputs() const { return c.gated ? c.N / 2 : c.N; }
   int64_t ranges() const { return c.gated ? blocks(c) / 2 : blocks(c); }
   std::string name(const char* level, int M) const {
-    return std::string(level) + " " + kNames[c.kind] + " N=" + std::to_string(c.N) + " K=" + std::to_string(c.K) + " M=" + std::to_string(M) +
-           (c.gated ? " gated" : "") + (c.bias ? " bias" : "");
+    return std::string(level) + " " + kNames[c.kind] + " N=" + std::to_string(c.N) + " K=" + std::to_string(c.K) +
+           " M=" + std::to_string(M) + (c.gated ? " gated" : "") + (c.bias ? " bias" : "");
   }
   float bias_of(int n) const {
     if (!c.bias) return 0.0f;
@@ -341,7 +350,8 @@ void reference(const World& world, const uint8_t* act, int n, double* y, double*
 
 constexpr float kGuard = 12345.678f;
 
-std::vector<float> run(const Kernels& k, const World& world, const Acts& acts, int first, int M, int epilogue, float initial, int64_t cut) {
+std::vector<float> run(const Kernels& k, const World& world, const Acts& acts, int first, int M, int epilogue,
+                       float initial, int64_t cut) {
   const int64_t stride = world.outputs() + 7;
   std::vector<float> out(static_cast<size_t>(M * stride), kGuard);
   for (int r = 0; r < M; ++r) {
@@ -350,11 +360,14 @@ std::vector<float> run(const Kernels& k, const World& world, const Acts& acts, i
   // In a heap block of its own size, so that the address sanitizer sees any step too far.
   Aligned scratch(linear_scratch_bytes(world.c.K));
   const uint8_t* act = acts.bytes.get() + first * acts.stride;
-  if (cut > 0) k.linear(&world.w, act, acts.stride, M, 0, static_cast<int32_t>(cut), out.data(), stride, epilogue, scratch.get());
-  k.linear(&world.w, act, acts.stride, M, static_cast<int32_t>(cut), static_cast<int32_t>(world.ranges()), out.data(), stride, epilogue, scratch.get());
+  if (cut > 0)
+    k.linear(&world.w, act, acts.stride, M, 0, static_cast<int32_t>(cut), out.data(), stride, epilogue, scratch.get());
+  k.linear(&world.w, act, acts.stride, M, static_cast<int32_t>(cut), static_cast<int32_t>(world.ranges()), out.data(),
+           stride, epilogue, scratch.get());
   for (int r = 0; r < M; ++r) {
     for (int64_t n = world.outputs(); n < stride; ++n) {
-      expect(out[static_cast<size_t>(r * stride + n)] == kGuard, world.name(k.name, M) + ": wrote past the last output");
+      expect(out[static_cast<size_t>(r * stride + n)] == kGuard,
+             world.name(k.name, M) + ": wrote past the last output");
     }
   }
   return out;
@@ -383,8 +396,9 @@ void check_values(const Kernels& k, const World& world, const Acts& acts, int ro
     }
     const double got = out[static_cast<size_t>(n)];
     if (!(std::fabs(got - want) <= slack)) {
-      expect(false, world.name(k.name, 1) + " epilogue " + std::to_string(epilogue) + " output " + std::to_string(n) + ": " +
-                        std::to_string(got) + " for " + std::to_string(want) + " slack " + std::to_string(slack));
+      expect(false, world.name(k.name, 1) + " epilogue " + std::to_string(epilogue) + " output " + std::to_string(n) +
+                        ": " + std::to_string(got) + " for " + std::to_string(want) + " slack " +
+                        std::to_string(slack));
       return;
     }
     ++checks;
@@ -392,7 +406,8 @@ void check_values(const Kernels& k, const World& world, const Acts& acts, int ro
 }
 
 // Row r of any M, and any cut between threads, has the bits of row r alone.
-void check_same_bits(const Kernels& k, const World& world, const Acts& acts, const std::vector<int>& counts, int epilogue) {
+void check_same_bits(const Kernels& k, const World& world, const Acts& acts, const std::vector<int>& counts,
+                     int epilogue) {
   const int most = counts.back();
   const int64_t stride = world.outputs() + 7;
   std::vector<float> alone;
@@ -403,7 +418,8 @@ void check_same_bits(const Kernels& k, const World& world, const Acts& acts, con
   for (int M : counts) {
     const int64_t cut = world.ranges() > 1 ? M % world.ranges() : 0;
     const std::vector<float> together = run(k, world, acts, 0, M, epilogue, 0.25f, cut);
-    expect(std::memcmp(together.data(), alone.data(), static_cast<size_t>(M * stride) * 4) == 0, world.name(k.name, M) + ": bits differ from M=1");
+    expect(std::memcmp(together.data(), alone.data(), static_cast<size_t>(M * stride) * 4) == 0,
+           world.name(k.name, M) + ": bits differ from M=1");
   }
 }
 
@@ -412,7 +428,8 @@ void check_linear(const Kernels& k, bool quick) {
   const std::vector<int> all_counts = {1, 2, 3, 4, 5, 7, 8, 16, 33, 64, 200}, few_counts = {1, 3, 6, 13, 26};
   const bool slow = quick || std::strcmp(k.name, "portable") == 0;
   for (int kind = 0; kind < W_KINDS; ++kind) {
-    std::vector<int> widths = kUnit[kind] == 256 ? std::vector<int>{256, 768, 1536, 2048} : std::vector<int>{32, 96, 576, 1536, 2048};
+    std::vector<int> widths =
+        kUnit[kind] == 256 ? std::vector<int>{256, 768, 1536, 2048} : std::vector<int>{32, 96, 576, 1536, 2048};
     if (kUnit[kind] == 1) widths.push_back(37);
     for (int K : widths) {
       for (int N : {1, 15, 16, 17, 100, 192}) {
@@ -442,17 +459,23 @@ void check_activations(const Kernels& k) {
     for (int start = -40; start < 40; ++start) {
       World world({W_F32, 160, 32, false, true}, 1, rng);
       std::memset(world.packed.get(), 0, static_cast<size_t>(packed_bytes(W_F32, 160, 32)));
-      for (int n = 0; n < 160; ++n) world.bias[static_cast<size_t>(n)] = (static_cast<float>(start) + static_cast<float>(n) / 160.0f) * 0.5f;
+      for (int n = 0; n < 160; ++n)
+        world.bias[static_cast<size_t>(n)] = (static_cast<float>(start) + static_cast<float>(n) / 160.0f) * 0.5f;
       const Acts acts = make_acts(k, world, 1);
       const std::vector<float> out = run(k, world, acts, 0, 1, epilogue, 0.0f, 0);
       for (int n = 0; n < 160; ++n) {
-        const double y = world.bias[static_cast<size_t>(n)], want = activation(y, epilogue), got = out[static_cast<size_t>(n)];
+        const double y = world.bias[static_cast<size_t>(n)], want = activation(y, epilogue),
+                     got = out[static_cast<size_t>(n)];
         // A rounding of the exponent's argument is worth |argument| roundings of the value.
-        const double argument = epilogue == EP_GELU_TANH ? std::fabs(1.6 * y + 0.0713 * y * y * y) : epilogue == EP_GELU ? y * y / 2 : std::fabs(y);
-        if (std::fabs(want) > 1e-30) worst = std::fmax(worst, std::fabs(got - want) / std::fabs(want) / (1.0 + argument / 4.0));
+        const double argument = epilogue == EP_GELU_TANH ? std::fabs(1.6 * y + 0.0713 * y * y * y)
+                                : epilogue == EP_GELU    ? y * y / 2
+                                                         : std::fabs(y);
+        if (std::fabs(want) > 1e-30)
+          worst = std::fmax(worst, std::fabs(got - want) / std::fabs(want) / (1.0 + argument / 4.0));
       }
     }
-    expect(worst < 1e-6, std::string(k.name) + " activation " + std::to_string(epilogue) + ": relative error " + std::to_string(worst * 1e6) + "e-6");
+    expect(worst < 1e-6, std::string(k.name) + " activation " + std::to_string(epilogue) + ": relative error " +
+                             std::to_string(worst * 1e6) + "e-6");
   }
 }
 
@@ -484,20 +507,33 @@ void check_table(const Kernels& k) {
     k.table_row(kind, file.data() + row_bytes, 768, 1.5f, out.data());
     for (int i = 0; i < 768; ++i) {
       const double want = 1.5 * value(kind, file.data() + row_bytes, i);
-      expect(std::fabs(out[static_cast<size_t>(i)] - want) <= 1e-6 * std::fabs(want) + 2e-7, std::string(k.name) + " table_row " + kNames[kind]);
+      expect(std::fabs(out[static_cast<size_t>(i)] - want) <= 1e-6 * std::fabs(want) + 2e-7,
+             std::string(k.name) + " table_row " + kNames[kind]);
     }
     expect(out[768] == kGuard, std::string(k.name) + " table_row past its end");
   }
 }
 
+#if defined(__x86_64__)
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-bool has_avx512() { return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"); }
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+#else
+bool has_avx2() { return false; }
+bool has_avx512() { return false; }
+#endif
 
 }  // namespace
 
 int main(int argc, char** argv) {
   const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
+#if defined(__x86_64__)
   void (*const fills[])(Kernels*) = {fill_linear_portable, fill_linear_avx2, fill_linear_avx512};
+#else
+  void (*const fills[])(Kernels*) = {fill_linear_portable, [](Kernels*) {}, [](Kernels*) {}};
+#endif
   const char* const names[] = {"portable", "avx2", "avx512"};
   const bool present[] = {true, has_avx2(), has_avx512()};
   for (int level = 0; level < 3; ++level) {
