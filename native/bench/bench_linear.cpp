@@ -104,7 +104,12 @@ __attribute__((target("avx512f"))) uint64_t read_wide(const uint8_t* p, const ui
     a = _mm512_xor_si512(a, _mm512_xor_si512(_mm512_load_si512(p), _mm512_load_si512(p + 64)));
     b = _mm512_xor_si512(b, _mm512_xor_si512(_mm512_load_si512(p + 128), _mm512_load_si512(p + 192)));
   }
-  return static_cast<uint64_t>(_mm512_reduce_add_epi64(_mm512_xor_si512(a, b)));
+  uint64_t words[8], sum = 0;
+  std::memcpy(words, &a, sizeof words);
+  for (uint64_t word : words) sum ^= word;
+  std::memcpy(words, &b, sizeof words);
+  for (uint64_t word : words) sum ^= word;
+  return sum;
 }
 #endif
 
