@@ -44,12 +44,7 @@ class Random {
   }
   int64_t below(int64_t n) { return static_cast<int64_t>(next() % static_cast<uint64_t>(n)); }
   double uniform() { return double(next() >> 11) * 0x1p-53; }
-  // A bell of variance 1: six uniforms.
-  float gauss() {
-    double sum = -3;
-    for (int i = 0; i < 6; ++i) sum += uniform();
-    return float(sum * 1.4142135623730951);
-  }
+  float gauss() { return float(std::sqrt(-2 * std::log(uniform() + 1e-300)) * std::cos(2 * M_PI * uniform())); }
   std::vector<float> normal(int64_t n, float scale) {
     std::vector<float> x(static_cast<size_t>(n));
     for (float& v : x) v = gauss() * scale;
