@@ -5,6 +5,7 @@ Knows: the tree below. Does not know: where errors are raised or how they are pr
     LegatoError                    exit 1
     |-- RequestError               exit 2   a field of a request is refused
     |   `-- CapacityError          exit 2   it can never fit (prompt + output > context, pages, memory)
+    |-- OverloadedError            exit 1   not now: the queue is full, or a deadline cannot be met; says when to retry
     |-- UsageError                 exit 2   a wrong command, setting or model name
     |-- ModelFileError             exit 3   a file is damaged, lying or unreadable
     |   `-- UnsupportedModelError  exit 3   the file is sound, but holds something we do not run
@@ -47,6 +48,17 @@ class CapacityError(RequestError):
     def __init__(self, field: str, needed: int, available: int, unit: str, fix: str) -> None:
         self.needed, self.available = needed, available
         super().__init__(field, needed, f"at most {available} {unit}", fix)
+
+
+class OverloadedError(LegatoError):
+    """A sound request that is refused now: the queue is full, or its deadline cannot be met.
+
+    retry_after_s  seconds after which trying again makes sense, from the measured pace of what is ahead
+    """
+
+    def __init__(self, problem: str, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(f"{problem}; try again in {retry_after_s:.1f} s")
 
 
 class UsageError(LegatoError):

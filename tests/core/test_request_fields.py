@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from legato.core.request import MAX_BIASES, SAMPLING_FIELDS, Request, SamplingParams
+from legato.core.request import MAX_BIASES, SAMPLING_FIELDS, Grammar, GrammarKind, Request, SamplingParams
 from legato.errors import RequestError
 
 BIG = 2**31 - 1
@@ -36,7 +36,7 @@ RANGES = {
     "prompt_logprobs": Range(0, 20, True, optional=True),
     "n": Range(1, 16, True),
 }
-OTHERS = {"logit_bias", "stop", "stop_token_ids", "ignore_eos"}
+OTHERS = {"logit_bias", "stop", "stop_token_ids", "ignore_eos", "grammar"}
 NEVER = [math.nan, math.inf, -math.inf, True, False, "1", "", b"1", [1], (1,), {1: 1}, 1j, 10**400, -(10**5000)]
 
 
@@ -64,6 +64,22 @@ def test_a_number_is_taken_inside_its_range_only(name: str) -> None:
         assert getattr(SamplingParams(**{name: value}), name) == value  # type: ignore[arg-type]
     for value in outside:
         refused(name, value)
+
+
+def test_a_grammar_is_a_grammar_of_bounded_size() -> None:
+    assert SamplingParams(grammar=Grammar(GrammarKind.REGEX, "a+")).grammar is not None
+    for value in NEVER:
+        refused("grammar", value)
+    for text in ("", "a" * 65_537):
+        with pytest.raises(RequestError, match="grammar"):
+            Grammar(GrammarKind.REGEX, text)
+
+
+def test_a_deadline_lies_ahead_and_within_a_day() -> None:
+    assert Request("r", (1,), deadline_ms=0.5).deadline_ms == 0.5
+    for value in (0, -1, 86_400_001, *NEVER):
+        with pytest.raises(RequestError, match="deadline_ms"):
+            Request("r", (1,), deadline_ms=value)  # type: ignore[arg-type]
 
 
 def test_top_p_of_nothing_is_refused() -> None:

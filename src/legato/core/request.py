@@ -5,6 +5,7 @@ Knows: token ids and numbers. Does not know: text (stop strings are carried, nev
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -16,6 +17,8 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_BIASES = 1024
 MAX_TEXT = 256
+MAX_GRAMMAR = 64 << 10
+MAX_DEADLINE_MS = 86_400_000.0
 
 
 def _check(ok: bool, name: str, value: object, allowed: str, fix: str = "") -> None:
@@ -29,6 +32,25 @@ def _is_number(x: object) -> bool:
 
 def _is_int(x: object) -> bool:
     return isinstance(x, int) and not isinstance(x, bool)
+
+
+class GrammarKind(enum.StrEnum):
+    JSON_SCHEMA = "json_schema"  # `text` is a JSON schema; "{}" allows any JSON object
+    REGEX = "regex"
+    LARK = "lark"
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must match as a whole: `text` in the language of `kind`. It is compiled at admission."""
+
+    kind: GrammarKind
+    text: str
+
+    def __post_init__(self) -> None:
+        _check(isinstance(self.kind, GrammarKind), "grammar", self.kind, f"one of {', '.join(GrammarKind)}")
+        fits = isinstance(self.text, str) and 0 < len(self.text) <= MAX_GRAMMAR
+        _check(fits, "grammar", self.text, f"1 to {MAX_GRAMMAR} characters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +67,7 @@ class SamplingParams:
     seed         fixes this request's tokens, whatever its neighbours; None: drawn by the engine
     max_tokens   None: up to the context's end
     stop         strings that end the answer and are not part of it
+    grammar      what the answer must match; None: anything
     logprobs     None: none; k: the chosen token's and the k likeliest's, after temperature-free log-softmax
     """
 
@@ -65,6 +88,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     n: int = 1
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         def ranged(name: str, low: float, high: float, fix: str = "") -> None:
@@ -102,8 +126,8 @@ class SamplingParams:
             if getattr(self, name) is not None:
                 whole(name, 0, MAX_LOGPROBS)
         whole("n", 1, MAX_N)
-        for name in ("ignore_eos",):
-            _check(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
+        _check(isinstance(self.ignore_eos, bool), "ignore_eos", self.ignore_eos, "true or false")
+        _check(self.grammar is None or isinstance(self.grammar, Grammar), "grammar", self.grammar, "a Grammar")
 
     def _check_stops(self) -> None:
         for name in ("stop", "stop_token_ids"):
@@ -137,6 +161,8 @@ class Request:
 
     salt    prefixes are shared only between requests of equal salt
     priority  lower runs first
+    tenant  whose request it is (an API key's name): tenants of equal priority are served evenly
+    deadline_ms  from arrival until the whole answer must be there; what there is then is the answer
     """
 
     request_id: str
@@ -144,14 +170,19 @@ class Request:
     params: SamplingParams = SamplingParams()
     priority: int = 0
     salt: str = ""
+    tenant: str = ""
+    deadline_ms: float | None = None
 
     def __post_init__(self) -> None:
-        for name, low in (("request_id", 1), ("salt", 0)):
+        for name, low in (("request_id", 1), ("salt", 0), ("tenant", 0)):
             value = getattr(self, name)
             fits = isinstance(value, str) and low <= len(value) <= MAX_TEXT
             _check(fits, name, value, f"{low} to {MAX_TEXT} characters")
         whole = _is_int(self.priority) and -(2**31) <= self.priority < 2**31
         _check(whole, "priority", self.priority, f"a whole number from {-(2**31)} to {2**31 - 1}")
+        if self.deadline_ms is not None:
+            fits = _is_number(self.deadline_ms) and 0 < self.deadline_ms <= MAX_DEADLINE_MS
+            _check(fits, "deadline_ms", self.deadline_ms, f"more than 0, at most {MAX_DEADLINE_MS:g} milliseconds")
         _check(isinstance(self.params, SamplingParams), "params", self.params, "a SamplingParams")
         _check(isinstance(self.prompt_ids, (tuple, list)), "prompt_ids", self.prompt_ids, "a list of token ids")
         object.__setattr__(self, "prompt_ids", tuple(self.prompt_ids))
