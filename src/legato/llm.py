@@ -221,6 +221,7 @@ class LLM:
     def _submit(self, ids: list[int], params: SamplingParams) -> Answer:
         if params.seed is None:
             params = replace(params, seed=secrets.randbits(63))
+        self.parts.runner.admit(params)
         with self._lock:
             self._check_open()
             request = Request(f"r{next(self._numbers)}", tuple(ids), params)

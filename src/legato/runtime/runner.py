@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 import numpy as np
 
 from legato.core.plan import Plan, Slice, SliceResult, TokenLogprobs
+from legato.core.request import SamplingParams
+from legato.errors import RequestError
 from legato.kernels.ops import Batch, Executor, FloatArray, IntArray
 from legato.runtime.pack import pack
 from legato.runtime.sampler import NotFiniteError, Sampler, logprobs_of, needs_logits
@@ -26,6 +28,14 @@ class Runner:
         self.executor = executor
         self.page_size = page_size
         self.sampler = Sampler(vocab_size, eos_ids)
+
+    def admit(self, params: SamplingParams) -> None:
+        """Makes ready what `params` ask of the sampler, or raises `RequestError`.
+
+        It may take seconds: call it from the asking thread, before `Engine.add`.
+        """
+        if params.grammar is not None:
+            raise RequestError("grammar", params.grammar.kind.value, "no grammar: this engine cannot constrain answers")
 
     def run(self, plan: Plan) -> list[SliceResult]:
         """One step; a result for each slice, in order. A fault in one row is that slice's `error` alone."""
@@ -73,6 +83,8 @@ class Runner:
         num_choosing = 1 + len(seq.draft_ids) if s.end == seq.num_tokens else 0
         first = s.num_logits - num_choosing
         try:
+            if seq.request.params.grammar is not None:
+                return SliceResult(error="this engine cannot constrain answers")
             if seq.request.params.prompt_logprobs is not None:
                 result.prompt_logprobs = self._prompt_logprobs(s, logits)
             if num_choosing:

@@ -1,0 +1,16 @@
+"""A grammar is honoured or refused by name, never ignored."""
+
+from __future__ import annotations
+
+import pytest
+
+from legato.core.request import Grammar, GrammarKind, SamplingParams
+from legato.errors import RequestError
+from legato.runtime.runner import Runner
+
+
+def test_without_a_compiler_a_grammar_is_refused_by_name() -> None:
+    runner = Runner(None, page_size=16, vocab_size=10, eos_ids=(0,))  # type: ignore[arg-type]
+    runner.admit(SamplingParams())
+    with pytest.raises(RequestError, match="grammar"):
+        runner.admit(SamplingParams(grammar=Grammar(GrammarKind.REGEX, "a+")))
