@@ -135,5 +135,6 @@ int32_t lg_step(lg_program* program, const lg_batch* batch) {
 }
 
 const float* lg_logits(const lg_program* program) { return program->inner.logits(); }
+uint8_t* lg_kv_pages(lg_program* program) { return program->inner.pages(); }
 const int32_t* lg_argmax(const lg_program* program) { return program->inner.argmax(); }
 const int64_t* lg_laps(const lg_program* program) { return program->inner.laps(); }

@@ -32,6 +32,7 @@ class Program {
   const float* logits() const { return step_.logits; }
   const int32_t* argmax() const { return step_.argmax; }
   const int64_t* laps() const { return step_.laps.data(); }
+  uint8_t* pages() const { return pages_.data(); }
   lg_program_memory memory() const { return {pages_.bytes(), buffer_bytes_, page_bytes_}; }
 
  private:

@@ -27,6 +27,11 @@ Act = Any  # an activation handle: a float32 array (reference) or a buffer of th
 Weight = Any  # a packed weight, opaque to all but the backend that made it
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
+ByteArray = NDArray[np.uint8]
+
+# What the bytes of a page mean. Raise it when any backend's layout or rounding of keys and values changes: pages that
+# were saved under another number are computed again.
+PAGE_LAYOUT = 1
 
 
 class KvFormat(enum.StrEnum):
@@ -102,6 +107,15 @@ class Executor(Protocol):
 
     def argmax(self) -> IntArray:
         """The greedy token of each logit row of the last step (lowest id among equals), without copying logits."""
+
+    def read_pages(self, page_ids: Sequence[int]) -> ByteArray:
+        """A copy of these pages, all layers of a page together: (N, bytes a page). Not during a step."""
+
+    def write_pages(self, page_ids: Sequence[int], data_NB: ByteArray) -> None:
+        """Puts back what `read_pages` of an executor of the same model, format and instruction set gave."""
+
+    def touch_pages(self) -> None:
+        """Takes the memory of all pages now, so that it cannot be missing later. Changes no page."""
 
     def close(self) -> None:
         """Frees buffers and threads; safe to call twice."""

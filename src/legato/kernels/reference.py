@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from legato.core.spec import Activation, ArchSpec, AttentionSpec, NormKind, NormSpec, RopeSpec
-from legato.kernels.ops import Act, Batch, FloatArray, IntArray, KvFormat, Ops
+from legato.kernels.ops import Act, Batch, ByteArray, FloatArray, IntArray, KvFormat, Ops
 from legato.weights.tensor import Tensor
 
 # Scores of one block of query rows stay under this many numbers, so that long contexts fit in memory.
@@ -118,6 +118,23 @@ class ReferenceExecutor:
         best: IntArray = np.argmax(self._logits_RV, axis=-1).astype(np.int32)
         best[np.isnan(self._logits_RV).any(axis=-1)] = -1
         return best
+
+    def read_pages(self, page_ids: Sequence[int]) -> ByteArray:
+        ids = np.asarray(page_ids, np.int64)
+        parts = [a[ids].reshape(len(ids), -1) for pages in self._layers for a in (pages.keys_PSKE, pages.values_PSKE)]
+        return np.concatenate(parts, axis=1).view(np.uint8)
+
+    def write_pages(self, page_ids: Sequence[int], data_NB: ByteArray) -> None:
+        ids = np.asarray(page_ids, np.int64)
+        numbers, at = np.ascontiguousarray(data_NB).view(np.float32), 0
+        for array in (a for pages in self._layers for a in (pages.keys_PSKE, pages.values_PSKE)):
+            size = array[0].size
+            array[ids] = numbers[:, at : at + size].reshape(len(ids), *array.shape[1:])
+            at += size
+
+    def touch_pages(self) -> None:
+        for array in (a for pages in self._layers for a in (pages.keys_PSKE, pages.values_PSKE)):
+            array.reshape(-1).view(np.uint8)[::4096] |= 0
 
     def close(self) -> None:
         self._layers = []

@@ -18,13 +18,14 @@ from legato.errors import EngineError, UsageError
 from legato.kernels.cpu import lib
 from legato.kernels.cpu.pack import Context, PackedLinear, PackedTable, PackedVector, Packer
 from legato.kernels.cpu.recorder import Attention, Op, Program, norm_code, record
-from legato.kernels.ops import Act, Batch, FloatArray, IntArray, KvFormat, Ops
+from legato.kernels.ops import Act, Batch, ByteArray, FloatArray, IntArray, KvFormat, Ops
 from legato.weights.tensor import Tensor
 
 _KV_KINDS = {KvFormat.BF16: lib.KvKind.BF16, KvFormat.INT8: lib.KvKind.INT8, KvFormat.INT4: lib.KvKind.INT4}
 _Sizes = tuple[lib.KvKind, int, int, int, int]  # kind, num_pages, page_size, max_tokens, max_seqs
 _LANES = 16  # rows of logits are padded to this many numbers
 _MOST_HEAD_DIM = 512
+_SYSTEM_PAGE = 4096
 
 
 class NativeBackend:
@@ -122,6 +123,7 @@ class NativeExecutor:
         self._logits: FloatArray = self._native.view("lg_logits", c.c_float, max_tokens * stride).reshape(-1, stride)
         self._best: IntArray = self._native.view("lg_argmax", c.c_int32, max_tokens)
         self._laps: NDArray[np.int64] = self._native.view("lg_laps", c.c_int64, len(self._lap_names))
+        self._pages: ByteArray = self._native.pages(num_pages=sizes[1])
         self._num_logits = 0
 
     def run(self, batch: Batch) -> FloatArray:
@@ -145,11 +147,26 @@ class NativeExecutor:
         """Bytes of address space: `kv_bytes`, `buffer_bytes`, and `kv_page_bytes` of one page of all layers."""
         return self._open().memory()
 
+    def read_pages(self, page_ids: Sequence[int]) -> ByteArray:
+        self._open()
+        return self._pages[np.asarray(page_ids, np.int64)]
+
+    def write_pages(self, page_ids: Sequence[int], data_NB: ByteArray) -> None:
+        self._open()
+        self._pages[np.asarray(page_ids, np.int64)] = data_NB
+
+    def touch_pages(self) -> None:
+        """One byte of each 4 KiB is written back as it is: the system then has to find the memory."""
+        self._open()
+        flat = self._pages.reshape(-1)
+        flat[::_SYSTEM_PAGE] |= 0
+
     def close(self) -> None:
         """Logits that somebody still holds stay readable; memory goes with the last of them."""
         empty = np.zeros((0, self.vocab_size), np.float32)
         self._native, self._logits, self._num_logits = None, empty, 0
         self._best, self._laps = np.zeros(0, np.int32), np.zeros(0, np.int64)
+        self._pages = np.zeros((0, 0), np.uint8)
 
     def _open(self) -> _NativeProgram:
         if self._native is None:
@@ -195,6 +212,11 @@ class _NativeProgram:
         memory.owner = self  # arrays made of it keep it, and it keeps the program
         array: NDArray[Any] = np.ctypeslib.as_array(memory)
         return array
+
+    def pages(self, num_pages: int) -> ByteArray:
+        """(pages, bytes): the whole store, no copy."""
+        page_bytes = self.memory()["kv_page_bytes"]
+        return self.view("lg_kv_pages", c.c_uint8, num_pages * page_bytes).reshape(num_pages, page_bytes)
 
     def memory(self) -> dict[str, int]:
         out = lib.ProgramMemoryStruct()
