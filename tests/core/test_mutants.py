@@ -47,7 +47,7 @@ MUTANTS = [
     Mutant("free twice", CACHE, "left = self._pool.drop(page)", "self._pool.drop(page); left = self._pool.drop(page)"),
     Mutant("a copy given up is never freed", CACHE, "self._pool.drop(own)", "pass"),
     Mutant("a copy joined is never held", CACHE, "                self._use(parent)\n", "                pass\n"),
-    Mutant("an evicted page is never freed", CACHE, "self._pool.drop(self._tree.evict())", "self._tree.evict()"),
+    Mutant("an evicted page is never freed", CACHE, "self._pool.drop(self._tree.evict(", "int(self._tree.evict("),
     Mutant("evict what is in use", CACHE, "self._tree.wake(node)", "pass"),
     Mutant("evict the most recent first", TREE, "popitem(last=False)", "popitem(last=True)"),
     Mutant("evict parents before children", CACHE, "in reversed(seq.pages)", "in list(seq.pages)"),

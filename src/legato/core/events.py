@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from legato.core.miss import Miss
 from legato.core.plan import TokenLogprobs
 from legato.core.sequence import FinishReason
 
@@ -16,6 +17,7 @@ class Usage:
     """What a finished sequence took.
 
     num_cached_tokens  prompt tokens found in the cache when it was first admitted
+    miss               why there were no more of them; None when all that could be was found, or nothing is shared
     marks              clock readings in seconds by name (arrived, scheduled, first_token, finished); those that
                        were never reached are absent
     """
@@ -25,6 +27,7 @@ class Usage:
     num_cached_tokens: int
     num_preemptions: int
     marks: dict[str, float]
+    miss: Miss | None = None
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from legato.core.miss import Miss
 from legato.core.request import Request
 
 
@@ -35,6 +36,7 @@ class Sequence:
     index       which of the request's n answers
     max_length  the most tokens it may come to hold, prompt included: max_tokens cut at the context's end
     pages       where keys and values lie; any of them may be exchanged for an equal one between two steps
+    miss        why no longer prefix was found in the cache when it was first admitted
     num_prompt_logprobs  positions of the prompt whose logprobs have been delivered
     marks       clock readings in seconds by name (arrived, scheduled, first_token, finished)
     """
@@ -47,6 +49,7 @@ class Sequence:
     draft_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
+    miss: Miss | None = None
     pages: list[int] = field(default_factory=list)
     num_preemptions: int = 0
     num_prompt_logprobs: int = 0

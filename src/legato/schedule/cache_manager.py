@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from legato.core.miss import Miss, MissCause
 from legato.core.sequence import Sequence
 from legato.errors import EngineError
 from legato.schedule.page_pool import PagePool, pages_for
@@ -36,10 +37,13 @@ class KvReport:
 
 
 class CacheManager:
-    """`share=False`: nothing is published and nothing matches; every sequence has its pages to itself."""
+    """`share=False`: nothing is published and nothing matches; every sequence has its pages to itself.
+
+    now  clock reading that evictions are dated with; whoever schedules sets it
+    """
 
     def __init__(self, num_pages: int, page_size: int, share: bool = True) -> None:
-        self._share = share
+        self._share, self.now = share, 0.0
         self.num_pages, self.page_size = num_pages, page_size
         self._pool = PagePool(num_pages, page_size)
         self._tree = PrefixTree(page_size)
@@ -62,6 +66,28 @@ class CacheManager:
         seq.num_computed_tokens = len(seq.pages) * self.page_size
         return seq.num_computed_tokens
 
+    def explain(self, seq: Sequence) -> Miss | None:
+        """Why `match` found no more for `seq`, or None when it found all it may use. Call it right after `match`."""
+        size, matched, ids = self.page_size, len(seq.pages) * self.page_size, seq.token_ids
+        if not self._share or 0 < seq.first_logit_row // size * size <= matched:
+            return None
+        if seq.first_logit_row < size:
+            cause = MissCause.SHORT if len(ids) <= size else MissCause.LOGPROBS
+            return Miss(cause, matched, matched)
+        last = self._tree.at(seq.pages[-1]) if seq.pages else None
+        near = self._tree.nearest(last, seq.request.salt, ids, matched)
+        common = near.common if near is not None else 0
+        ours = ids[matched + common] if matched + common < len(ids) else None
+        if not matched + common and self._tree.elsewhere(seq.request.salt, tuple(ids[:size])):
+            return Miss(MissCause.SALT, 0, 0, ours)
+        if near is None:
+            return Miss(MissCause.NEW, matched, matched, ours)
+        if near.evicted_by is not None:
+            return Miss(MissCause.EVICTED, matched, matched + common, ours, None, near.evicted_at, near.evicted_by)
+        if common == len(near.key):
+            return Miss(MissCause.SHORT, matched, matched + common, ours)
+        return Miss(MissCause.TEXT, matched, matched + common, ours, near.key[common])
+
     def grow(self, seq: Sequence, num_tokens: int) -> bool:
         """Pages for the first `num_tokens` tokens, evicting cached ones where needed; False (no change) if short."""
         if num_tokens <= len(seq.pages) * self.page_size:
@@ -71,7 +97,7 @@ class CacheManager:
             return False
         for _ in range(missing):
             if not self._pool.num_free:
-                self._pool.drop(self._tree.evict())
+                self._pool.drop(self._tree.evict(self.now, seq.request.request_id))
             seq.pages.append(self._pool.take())
         return True
 
@@ -97,6 +123,8 @@ class CacheManager:
 
     def release(self, seq: Sequence, keep: bool = True) -> None:
         """Takes all pages from `seq`; published ones stay cached. `keep=False` forgets those nobody else needs."""
+        if self._share and keep:
+            self._note_tail(seq)
         for page in reversed(seq.pages):
             node = self._tree.at(page)
             left = self._pool.drop(page)
@@ -107,6 +135,14 @@ class CacheManager:
                     self._pool.drop(page)
         seq.pages.clear()
         seq.num_computed_tokens = 0
+
+    def _note_tail(self, seq: Sequence) -> None:
+        """The computed tokens that fill no page are lost with `seq`; what they were is remembered."""
+        whole = seq.num_computed_tokens // self.page_size
+        parent = self._tree.at(seq.pages[whole - 1]) if whole else None
+        tail = tuple(seq.token_ids[whole * self.page_size : seq.num_computed_tokens])
+        if tail and (parent is not None or not whole):
+            self._tree.cut_short(parent, seq.request.salt, tail)
 
     def reset(self) -> None:
         """Forgets every page. Only while no sequence holds any."""

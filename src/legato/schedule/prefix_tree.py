@@ -9,6 +9,8 @@ only speeds that up.
 Order of eviction. `_idle` lists the nodes that no sequence uses, in the order in which they were left. Whoever uses a
 node uses all its ancestors, and leaves them deepest first; so a child always stands before its parent, the first
 in the list is always a leaf, and it is the least recently used one. Eviction is therefore one pop, never a search.
+
+What is evicted leaves its tokens behind for a while (`gone`), for those who ask why they were not found.
 """
 
 from __future__ import annotations
@@ -16,10 +18,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from legato.errors import EngineError
+from legato.schedule.gone import GoneList, Home, Key
 
-Key = tuple[int, ...]
+REMEMBERED = 4096  # evicted pages: some 1 KB each
+_COMPARED = 32  # branches that are looked at to find the nearest one
+_SALTS_COMPARED = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +37,20 @@ class Node:
     parent: Node | None
     salt: str
     children: dict[Key, Node] = field(default_factory=dict)
+    gone: Home = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """What comes closest to tokens that are not in the tree: the first `common` of them equal those of `key`.
+
+    evicted_at, evicted_by  known when all of them had been there; then `common` may reach over several pages
+    """
+
+    key: Key
+    common: int
+    evicted_at: float | None = None
+    evicted_by: str | None = None
 
 
 class PrefixTree:
@@ -41,6 +61,7 @@ class PrefixTree:
         self._roots: dict[str, dict[Key, Node]] = {}
         self._by_page: dict[int, Node] = {}
         self._idle: OrderedDict[int, Node] = OrderedDict()
+        self._gone = GoneList(REMEMBERED)
 
     def __len__(self) -> int:
         return len(self._by_page)
@@ -74,6 +95,38 @@ class PrefixTree:
             children = node.children
         return path
 
+    def nearest(self, last: Node | None, salt: str, token_ids: list[int], start: int) -> Near | None:
+        """The closest to `token_ids[start:]` behind `last`, among the latest branches: evicted, live or cut short.
+
+        Call it where `walk` stopped. None: nothing is known there.
+        """
+        size = self._page_size
+        ours = tuple(token_ids[start : start + size])
+        live = self._roots.get(salt, {}) if last is None else last.children
+        gone = self._gone.roots(salt) if last is None else last.gone
+        if ours in gone:
+            first, known = gone[ours], 0
+            while len(ours) == size and ours in gone:
+                known += size
+                gone = gone[ours].behind
+                ours = tuple(token_ids[start + known : start + known + size])
+            return Near(first.key, known, first.since, first.by)
+        best: Near | None = None
+        for branches in (gone, live):
+            for key in islice(reversed(branches), _COMPARED):
+                common = _common(ours, key)
+                if best is None or common > best.common:
+                    best = Near(key, common)
+        return best
+
+    def elsewhere(self, salt: str, key: Key) -> bool:
+        """Whether another salt (of the latest ones) has a sequence that begins with the page `key`."""
+        return any(key in nodes for s, nodes in islice(reversed(self._roots.items()), _SALTS_COMPARED) if s != salt)
+
+    def cut_short(self, parent: Node | None, salt: str, key: Key) -> None:
+        """A sequence ended behind `parent` with `key`, which is less than a page and so cannot be kept."""
+        self._gone.add(None if parent is None else parent.gone, salt, key, {}, 0.0, "")
+
     def insert(self, parent: Node | None, salt: str, key: Key, page: int) -> Node:
         """The node of `key` under `parent`: a new one that keeps `page`, or the one there was (see its `.page`)."""
         assert len(key) == self._page_size and page not in self._by_page
@@ -81,6 +134,7 @@ class PrefixTree:
         node = children.get(key)
         if node is None:
             node = children[key] = self._by_page[page] = Node(key, page, parent, salt)
+            node.gone = self._gone.revive(None if parent is None else parent.gone, salt, key)
         return node
 
     def wake(self, node: Node) -> None:
@@ -92,10 +146,15 @@ class PrefixTree:
         assert node.page not in self._idle
         self._idle[node.page] = node
 
-    def evict(self) -> int:
-        """Forgets the least recently used idle leaf; returns its page. The caller has looked at `num_idle`."""
+    def evict(self, now: float = 0.0, by: str = "") -> int:
+        """Gives up the least recently used idle leaf for the request `by`; returns its page.
+
+        The caller has looked at `num_idle`.
+        """
         page, node = self._idle.popitem(last=False)
         self._unlink(node)
+        home = None if node.parent is None else node.parent.gone
+        self._gone.add(home, node.salt, node.key, node.gone, now, by)
         return page
 
     def remove(self, node: Node) -> None:
@@ -130,3 +189,11 @@ class PrefixTree:
             todo.extend((node, salt, k, child) for k, child in node.children.items())
         if seen != len(self._by_page) or not all(self._roots.values()):
             raise EngineError(f"{len(self._by_page)} nodes are known, but {seen} can be reached")
+
+
+def _common(a: Key, b: Key) -> int:
+    """How many of the first tokens are equal."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))

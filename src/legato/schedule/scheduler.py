@@ -166,6 +166,7 @@ class Scheduler:
     def schedule(self, now: float) -> Plan:
         """The next step. Never empty while anything runs or waits."""
         assert not self._flying, "commit or abandon the last plan first"
+        self.cache.now = now
         draft, preempted = _Draft(self.limits.max_tokens), self.num_preemptions
         order = tuple(self._running.values())
         for seq in order:
@@ -237,7 +238,7 @@ class Scheduler:
             del self._waiting[0]
             self._running = {s.seq_id: s for s in sorted([*self._running.values(), seq], key=_order)}
             if seq.num_preemptions == 0:
-                seq.num_cached_tokens = seq.num_computed_tokens
+                seq.num_cached_tokens, seq.miss = seq.num_computed_tokens, self.cache.explain(seq)
                 seq.marks["scheduled"] = now
             grown = self.cache.grow(seq, seq.num_computed_tokens + length)
             assert grown
@@ -326,7 +327,12 @@ class Scheduler:
             self.cache.release(seq, keep=event.error is None)
         self._unpark(seq)
         event.usage = Usage(
-            seq.num_prompt_tokens, seq.num_output_tokens, seq.num_cached_tokens, seq.num_preemptions, seq.marks
+            seq.num_prompt_tokens,
+            seq.num_output_tokens,
+            seq.num_cached_tokens,
+            seq.num_preemptions,
+            seq.marks,
+            seq.miss,
         )
         self._outbox.append(event)
 
