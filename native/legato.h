@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define LG_ABI_VERSION 1
+#define LG_ABI_VERSION 2
 
 typedef enum lg_status {
   LG_OK = 0,
@@ -62,6 +62,8 @@ LG_API const char* lg_context_isa(const lg_context* context);
 LG_API int32_t lg_context_threads(const lg_context* context);
 LG_API const char* lg_context_placement(const lg_context* context);  // what was done about NUMA nodes, for a person
 LG_API int64_t lg_context_weight_bytes(const lg_context* context);
+// Reads `bytes` of fresh memory `passes` times with `threads` of the context's threads; writes each pass's nanoseconds.
+LG_API int32_t lg_read_probe(lg_context* context, int64_t bytes, int32_t threads, int32_t passes, int64_t* pass_ns);
 
 // One tensor of a linear layer as it lies in its file.
 typedef struct lg_part {

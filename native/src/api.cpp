@@ -11,6 +11,7 @@
 
 #include "../legato.h"
 #include "context.h"
+#include "probe.h"
 #include "program.h"
 #include "status.h"
 
@@ -95,6 +96,14 @@ const char* lg_context_isa(const lg_context* context) { return context->inner.ke
 int32_t lg_context_threads(const lg_context* context) { return context->inner.pool.threads(); }
 const char* lg_context_placement(const lg_context* context) { return context->inner.placement.c_str(); }
 int64_t lg_context_weight_bytes(const lg_context* context) { return context->inner.weights.bytes(); }
+
+int32_t lg_read_probe(lg_context* context, int64_t bytes, int32_t threads, int32_t passes, int64_t* pass_ns) {
+  return in_turn(context, [&](lg::Context& c) {
+    require(bytes >= 4096 && passes > 0, "a probe reads at least 4096 bytes once");
+    require(threads > 0 && threads <= c.pool.threads(), "a probe uses the context's threads");
+    lg::read_probe(c.pool, bytes, threads, passes, pass_ns);
+  });
+}
 
 int64_t lg_kind_block(int32_t kind) { return lg::kind_block(kind); }
 int64_t lg_kind_block_bytes(int32_t kind) { return lg::kind_block_bytes(kind); }

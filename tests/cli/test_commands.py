@@ -22,6 +22,8 @@ DECODE = {
     "decode_ms",
     "decode_tok_s",
     "bytes_per_step",
+    "read_gb_s",
+    "host_share",
     "wall_ms",
     "share_of_wall",
 }
@@ -191,10 +193,17 @@ def test_bench_decode(run: Run, alphabet: Path, tmp_path: Path) -> None:
     assert ran.code == 0 and [row["depth"] for row in rows] == [0, 20]
     assert all(row.keys() == DECODE and row["decode_tok_s"] > 0 for row in rows)
     assert rows[1]["bytes_per_step"] - rows[0]["bytes_per_step"] == 19 * 2 * 2 * 64 * 4
+    assert all(row["share_of_wall"] > 0 and 0 <= row["host_share"] < 1 for row in rows)
     [saved] = tmp_path.glob("decode_*.json")
     record = json.loads(saved.read_text())
     assert {"what", "date", "command", "version", "commit", "machine", "settings", "rows"} == record.keys()
     assert record["rows"] == rows
+
+
+def test_bench_decode_leaves_out_what_does_not_fit_unless_asked(run: Run, alphabet: Path) -> None:
+    ran = run("bench", "decode", "-m", alphabet, "--decode", "2", "--json")
+    assert ran.code == 0 and [row["depth"] for row in only_json(ran.out)] == [0]
+    assert run("bench", "decode", "-m", alphabet, "--decode", "2", "--depths", "512").code == 2
 
 
 def test_bench_cache(run: Run, alphabet: Path) -> None:

@@ -201,6 +201,15 @@ def test_memory_is_told(native: NativeBackend) -> None:
     assert memory["kv_page_bytes"] == native.page_bytes(SHAPE.spec(), 16, KvFormat.INT8)
 
 
+def test_memory_is_read_by_as_many_threads_as_asked(native: NativeBackend) -> None:
+    for threads in (1, native.threads):
+        seconds = native.read_seconds(1 << 20, threads, 3)
+        assert len(seconds) == 3 and all(0 < s < 5 for s in seconds)
+    for bad in ((1 << 20, 0, 1), (1 << 20, native.threads + 1, 1), (0, 1, 1)):
+        with pytest.raises(EngineError, match="a probe"):
+            native.read_seconds(*bad)
+
+
 def test_laps_count_up(world: World) -> None:
     executor = world.executor
     assert isinstance(executor, NativeExecutor)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from statistics import median
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from legato.core.spec import Activation, ArchSpec, AttentionSpec, LayerSpec, Mlp
 from legato.engine import Engine
 from legato.kernels.ops import Backend, Executor, KvFormat
 from legato.measure import cost
-from legato.measure.machine import Walls, read_gb_s
+from legato.measure.machine import READ_BYTES, Walls
 from legato.models.decoder import Decoder, LayerWeights, NormWeights
 from legato.runtime.pack import pack
 from legato.runtime.runner import Runner
@@ -41,7 +42,7 @@ def measure_walls(backend: Backend, isa: str, threads: int, seconds: float, repo
     try:
         reading = {}
         for name, count in (("1", 1), ("all", threads)):
-            reading[name] = read_gb_s(count, seconds)
+            reading[name] = median(read_gb_s(backend, count, seconds))
             report.advance(1)
         rates: dict[WeightFormat, dict[str, float]] = {}
         for fmt in formats:
@@ -53,6 +54,15 @@ def measure_walls(backend: Backend, isa: str, threads: int, seconds: float, repo
     bf16 = rates.pop(WeightFormat.BF16, {})
     int8 = {str(fmt): by_rows for fmt, by_rows in rates.items()}
     return Walls(isa, threads, reading, int8, bf16, overhead)
+
+
+def read_gb_s(backend: Backend, threads: int, seconds: float) -> list[float]:
+    """Passes over memory for about so many seconds, each in 10^9 bytes a second."""
+    rates: list[float] = []
+    end = time.perf_counter() + seconds
+    while not rates or time.perf_counter() < end:
+        rates += [READ_BYTES / took / 1e9 for took in backend.read_seconds(READ_BYTES, threads, passes=8)]
+    return rates
 
 
 def product_rates(

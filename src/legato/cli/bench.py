@@ -18,6 +18,8 @@ from legato.errors import UsageError
 
 PROMPT = "Once upon a time, in a small town by the sea, there lived a clockmaker who"
 
+DEPTHS = "0,512,2048,8000"
+
 
 @click.group("bench")
 def command() -> None:
@@ -36,27 +38,28 @@ def _depths(text: str) -> list[int]:
 
 @command.command("decode")
 @bench_options
-@click.option("--depths", default="0,512,2048", show_default=True, metavar="LIST", help="tokens before the first step")
+@click.option(
+    "--depths", metavar="LIST", help=f"tokens before the first step (default: what fits the context of {DEPTHS})"
+)
 @click.option("--decode", type=click.IntRange(1), default=64, show_default=True, metavar="N", help="steps a depth")
 @save_option
 @json_option
-def decode(depths: str, decode: int, save: Path | None, as_json: bool, **options: Any) -> None:
+def decode(depths: str | None, decode: int, save: Path | None, as_json: bool, **options: Any) -> None:
     """Seconds of a decode step by depth, beside the time that reading its bytes must take."""
-    from legato.bench.decode import bench_decode, check_depths
+    from legato.bench.decode import bench_decode, check_depths, fits
     from legato.cli.loading import open_llm
     from legato.cli.saving import save_rows
-    from legato.measure.machine import read_gb_s
 
-    config, listed = config_of(options), _depths(depths)
+    config = config_of(options)
     terminal, rows = Terminal(config.color), []
+    listed = _depths(depths or DEPTHS)
     with open_llm(config, terminal) as llm, terminal.bar() as bar:
+        if depths is None:
+            listed = [depth for depth in listed if fits(depth, decode, llm.context_length)] or [0]
         check_depths(listed, decode, llm.context_length)
         receipt = {"isa": llm.parts.executor.isa, "threads": llm.parts.executor.threads, "kv": llm.parts.kv_format}
-        read = read_gb_s(llm.parts.executor.threads)
-        terminal.dim(
-            f"{llm.name}, {', '.join(f'{k} {v}' for k, v in receipt.items())}; memory reads at {read:.1f} GB/s"
-        )
-        for row in bench_decode(llm, listed, decode, read, bar):
+        terminal.dim(f"{llm.name}, {', '.join(f'{k} {v}' for k, v in receipt.items())}")
+        for row in bench_decode(llm, listed, decode, bar):
             shown = _rounded(asdict(row))
             rows.append(shown)
             if as_json:
@@ -65,9 +68,9 @@ def decode(depths: str, decode: int, save: Path | None, as_json: bool, **options
                 terminal.answer(
                     f"depth {row.depth:>6}  prefill {row.prefill_tok_s:>8.1f} tok/s  first {row.ttft_ms:>8.1f} ms  "
                     f"decode {row.decode_ms:>7.2f} ms = {row.decode_tok_s:>6.1f} tok/s  "
-                    f"wall {row.wall_ms:>6.2f} ms ({100 * row.share_of_wall:.0f} % of it)\n"
+                    f"wall {row.wall_ms:>6.2f} ms at {row.read_gb_s:.1f} GB/s: {100 * row.share_of_wall:.0f} % of it\n"
                 )
-    settings = {"model": llm.name, "decode": decode, "read_gb_s": round(read, 2), **receipt}
+    settings = {"model": llm.name, "decode": decode, **receipt}
     save_rows(save, "decode", settings, rows, terminal)
 
 

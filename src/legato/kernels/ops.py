@@ -51,7 +51,7 @@ class Batch:
     slot_mapping_T             where its keys and values go: page * page_size + offset
     cu_seqlens_q_S1            rows of sequence s are [cu[s], cu[s+1])
     seq_lens_S                 tokens of s that have keys and values once this step wrote its own
-    page_table_SP              pages of s in order; entries past its last page are 0 and never read
+    page_table_SP              pages of s in order; entries past its last page are never read
     logit_rows_R               rows whose logits are wanted, ascending
     """
 
@@ -117,6 +117,9 @@ class Executor(Protocol):
     def touch_pages(self) -> None:
         """Takes the memory of all pages now, so that it cannot be missing later. Changes no page."""
 
+    def laps_ns(self) -> dict[str, int]:
+        """Nanoseconds since the executor was made, by kind of operation; together, the time of `run`'s own call."""
+
     def close(self) -> None:
         """Frees buffers and threads; safe to call twice."""
 
@@ -125,6 +128,9 @@ class Backend(Protocol):
     """One device at load time: packs weights into its own layouts, then builds an executor."""
 
     name: str
+
+    def read_seconds(self, nbytes: int, threads: int, passes: int) -> list[float]:
+        """Seconds of each of `passes` readings of `nbytes` of memory by `threads` threads, as a step reads."""
 
     def supports(self, spec: ArchSpec) -> str | None:
         """None when this backend runs `spec`; otherwise the reason, for a person."""

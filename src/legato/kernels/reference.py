@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from legato.core.spec import Activation, ArchSpec, AttentionSpec, NormKind, NormSpec, RopeSpec
 from legato.kernels.ops import Act, Batch, ByteArray, FloatArray, IntArray, KvFormat, Ops
+from legato.measure.machine import read_seconds
 from legato.weights.tensor import Tensor
 
 # Scores of one block of query rows stay under this many numbers, so that long contexts fit in memory.
@@ -59,6 +61,10 @@ class ReferenceBackend:
     """Dequantises weights to float32 at load. Embedding tables stay packed; rows are dequantised when read."""
 
     name = "reference"
+
+    def read_seconds(self, nbytes: int, threads: int, passes: int) -> list[float]:
+        """Numpy's own way of reading."""
+        return read_seconds(nbytes, threads, passes)
 
     def supports(self, spec: ArchSpec) -> str | None:
         """Always None: whatever a spec can say, this backend runs."""
@@ -108,10 +114,17 @@ class ReferenceExecutor:
         self._forward = forward
         self._layers = [_pages(layer.attention, num_pages, page_size) for layer in spec.layers]
         self._logits_RV: FloatArray = np.zeros((0, spec.vocab_size), np.float32)
+        self._forward_ns = 0
 
     def run(self, batch: Batch) -> FloatArray:
+        start = time.perf_counter_ns()
         self._logits_RV = self._forward(_Step(batch, self._layers))
+        self._forward_ns += time.perf_counter_ns() - start
         return self._logits_RV
+
+    def laps_ns(self) -> dict[str, int]:
+        """All in one: numpy's operations are not told apart."""
+        return {"forward": self._forward_ns}
 
     def argmax(self) -> IntArray:
         """Lowest id among equals; -1 for a row that holds a NaN."""

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-READ_BYTES = 256 << 20  # far beyond any cache of a core, and of most sockets
+READ_BYTES = 128 << 20  # far beyond any cache of a core, and the size of a step
 
 
 @dataclass(frozen=True, slots=True)
 class Walls:
     """What `legato calibrate` prints. A rate that cannot be measured here is absent.
 
-    read_gb_s         10^9 bytes a second, by number of threads: "1" and "all"
+    read_gb_s         10^9 bytes a second, by number of threads ("1" and "all"); the median pass
     int8_tops         10^12 operations a second of 4-bit and 8-bit matrix products, by format, then rows
     bf16_tflops       the same of bf16 weights, by rows
     step_overhead_us  a whole engine step around a model of almost no work
@@ -37,14 +37,11 @@ class Walls:
     step_overhead_us: float | None = None
 
 
-def read_gb_s(threads: int, seconds: float = 0.6, nbytes: int = READ_BYTES) -> float:
-    """The best of several passes over `nbytes` of memory, cut evenly between threads."""
+def read_seconds(nbytes: int, threads: int, passes: int) -> list[float]:
+    """Seconds of each of `passes` readings of `nbytes`, cut evenly between threads, by numpy."""
     data = np.ones(nbytes // 8, np.int64)
     parts = np.array_split(data, threads)
-    best, end = 0.0, time.perf_counter() + seconds
-    while not best or time.perf_counter() < end:
-        best = max(best, data.nbytes / _pass_seconds(parts) / 1e9)
-    return best
+    return [_pass_seconds(parts) for _ in range(passes)]
 
 
 def _pass_seconds(parts: list[NDArray[np.int64]]) -> float:

@@ -5,54 +5,69 @@ Knows: page arithmetic. Does not know: devices, logits, text.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable
+
 import numpy as np
 
-from legato.core.plan import Plan
-from legato.kernels.ops import Batch
+from legato.core.plan import Plan, Slice
+from legato.kernels.ops import Batch, IntArray
 
 
 def pack(plan: Plan, page_size: int) -> Batch:
     """One row a token, slices in plan order, positions ascending within a slice.
 
-    A slice's sequence must own pages for all of [0, slice.end).
+    A slice's sequence must own pages for all of [0, slice.end). Lists are filled first and become arrays at the end:
+    after a step has swept the caches, a call into numpy costs microseconds, whatever it does.
     """
-    slices = plan.slices
-    lengths = [s.length for s in slices]
-    cu_seqlens_q_S1 = np.zeros(len(slices) + 1, np.int32)
-    np.cumsum(lengths, out=cu_seqlens_q_S1[1:])
-    num_tokens = int(cu_seqlens_q_S1[-1])
-
-    input_ids_T = np.empty(num_tokens, np.int32)
-    positions_T = np.empty(num_tokens, np.int32)
-    slot_mapping_T = np.empty(num_tokens, np.int32)
-    num_pages = [-(-s.end // page_size) for s in slices]
-    page_table_SP = np.zeros((len(slices), max(num_pages)), np.int32)
-    logit_rows: list[int] = []
-
-    for i, s in enumerate(slices):
-        seq, first, last = s.seq, int(cu_seqlens_q_S1[i]), int(cu_seqlens_q_S1[i + 1])
-        assert len(seq.pages) >= num_pages[i], (seq.seq_id, len(seq.pages), num_pages[i])
-        page_table_SP[i, : num_pages[i]] = seq.pages[: num_pages[i]]
-        positions = np.arange(s.start, s.end, dtype=np.int32)
-        positions_T[first:last] = positions
-        slot_mapping_T[first:last] = page_table_SP[i][positions // page_size] * page_size + positions % page_size
-        input_ids_T[first:last] = _tokens(seq.token_ids, seq.draft_ids, s.start, s.end)
-        logit_rows.extend(range(last - s.num_logits, last))
-
+    input_ids, positions, slots = array("i"), array("i"), array("i")
+    cu_seqlens_q, logit_rows = array("i", (0,)), array("i")
+    num_rows, most_pages = 0, 0
+    for s in plan.slices:
+        end = s.end
+        assert len(s.seq.pages) * page_size >= end, (s.seq.seq_id, len(s.seq.pages), end)
+        num_rows += s.length
+        input_ids.extend(_tokens(s))
+        positions.extend(range(s.start, end))
+        _add_slots(slots, s, page_size)
+        cu_seqlens_q.append(num_rows)
+        logit_rows.extend(range(num_rows - s.num_logits, num_rows))
+        most_pages = max(most_pages, -(-end // page_size))
+    table = array("i")
+    for s in plan.slices:
+        pages = s.seq.pages[:most_pages]
+        table.extend(pages)
+        table.extend((0,) * (most_pages - len(pages)))
     return Batch(
-        input_ids_T=input_ids_T,
-        positions_T=positions_T,
-        slot_mapping_T=slot_mapping_T,
-        cu_seqlens_q_S1=cu_seqlens_q_S1,
-        seq_lens_S=np.array([s.end for s in slices], np.int32),
-        page_table_SP=page_table_SP,
-        logit_rows_R=np.array(logit_rows, np.int32),
+        input_ids_T=_array(input_ids),
+        positions_T=_array(positions),
+        slot_mapping_T=_array(slots),
+        cu_seqlens_q_S1=_array(cu_seqlens_q),
+        seq_lens_S=_array(array("i", [s.end for s in plan.slices])),
+        page_table_SP=_array(table).reshape(len(plan.slices), most_pages),
+        logit_rows_R=_array(logit_rows),
     )
 
 
-def _tokens(token_ids: list[int], draft_ids: list[int], start: int, end: int) -> list[int]:
-    """Tokens [start, end) of token_ids followed by draft_ids."""
+def _array(numbers: array[int]) -> IntArray:
+    return np.frombuffer(numbers, np.int32)
+
+
+def _tokens(s: Slice) -> Iterable[int]:
+    """The slice's tokens of token_ids followed by draft_ids."""
+    token_ids, draft_ids, start, end = s.seq.token_ids, s.seq.draft_ids, s.start, s.end
     certain = len(token_ids)
     if end <= certain:
         return token_ids[start:end]
     return token_ids[start:certain] + draft_ids[max(start - certain, 0) : end - certain]
+
+
+def _add_slots(slots: array[int], s: Slice, page_size: int) -> None:
+    """Where the slice's rows are kept, page by page."""
+    pages, at = s.seq.pages, s.start
+    while at < s.end:
+        page, offset = divmod(at, page_size)
+        count = min(page_size - offset, s.end - at)
+        first = pages[page] * page_size + offset
+        slots.extend(range(first, first + count))
+        at += count

@@ -60,6 +60,12 @@ class NativeBackend:
         """Memory of the packed weights; tables are read in place and do not count."""
         return self._context.weight_bytes
 
+    def read_seconds(self, nbytes: int, threads: int, passes: int) -> list[float]:
+        """Fresh memory on large pages, each thread its own ascending share: how a step reads weights."""
+        out = (c.c_int64 * passes)()
+        self._library["lg_read_probe"](self._context.pointer, nbytes, threads, passes, out)
+        return [ns / 1e9 for ns in out]
+
     def supports(self, spec: ArchSpec) -> str | None:
         for index, layer in enumerate(spec.layers):
             reason = _attention_obstacle(layer.attention)

@@ -14,7 +14,7 @@ from typing import Any
 
 from legato.errors import EngineError, LegatoError, UsageError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 MAX_SEGMENTS = 4
 NO_HANDLE = -1
 _STEM = "legato_native"
@@ -185,6 +185,7 @@ _FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("lg_context_threads", c.c_int32, (c.c_void_p,)),
     ("lg_context_placement", c.c_char_p, (c.c_void_p,)),
     ("lg_context_weight_bytes", c.c_int64, (c.c_void_p,)),
+    ("lg_read_probe", _STATUS, (c.c_void_p, c.c_int64, c.c_int32, c.c_int32, c.POINTER(c.c_int64))),
     ("lg_kind_block", c.c_int64, (c.c_int32,)),
     ("lg_kind_block_bytes", c.c_int64, (c.c_int32,)),
     ("lg_pack_vector", _STATUS, (c.c_void_p, c.c_void_p, c.c_int64, c.POINTER(c.c_int32))),
