@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define LG_ABI_VERSION 2
+#define LG_ABI_VERSION 3
 
 typedef enum lg_status {
   LG_OK = 0,
@@ -176,6 +176,20 @@ LG_API const float* lg_logits(const lg_program* program);
 LG_API const int32_t* lg_argmax(const lg_program* program);
 // Nanoseconds of worker 0 since the program was made: num_laps counters, then one for waiting at barriers.
 LG_API const int64_t* lg_laps(const lg_program* program);
+
+
+// ---------------------------------------------------------------- choosing a token from a row of logits
+typedef struct lg_choice {
+  const float* logits;
+  int64_t vocab;
+  double draw;              // in [0, 1)
+  float temperature;        // more than 0
+  float top_p, min_p;       // 1 and 0: off
+  int32_t top_k;            // 0: off
+} lg_choice;
+
+// See choose.h for what is kept. *token becomes -1 where a logit is a NaN or none is a finite number.
+LG_API int32_t lg_choose(lg_context* context, const lg_choice* choice, int32_t* token);
 
 #ifdef __cplusplus
 }

@@ -105,6 +105,14 @@ int32_t lg_read_probe(lg_context* context, int64_t bytes, int32_t threads, int32
   });
 }
 
+int32_t lg_choose(lg_context* context, const lg_choice* choice, int32_t* token) {
+  return in_turn(context, [&](lg::Context& c) {
+    require(choice->vocab > 0 && choice->vocab < (int64_t{1} << 31), "a choice needs a vocabulary");
+    require(choice->temperature > 0 && choice->draw >= 0 && choice->draw < 1, "a choice needs a temperature and a draw");
+    *token = lg::choose(c.kernels, *choice, c.choice_scratch);
+  });
+}
+
 int64_t lg_kind_block(int32_t kind) { return lg::kind_block(kind); }
 int64_t lg_kind_block_bytes(int32_t kind) { return lg::kind_block_bytes(kind); }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../legato.h"
+#include "choose.h"
 #include "dispatch.h"
 #include "kernels.h"
 #include "memory.h"
@@ -53,6 +54,7 @@ struct Context {
   const int64_t owner_pid;
   std::atomic<bool> busy{false};
   Arena weights{"the packed weights"};
+  ChoiceScratch choice_scratch;
 
  private:
   int32_t find(int32_t handle, HandleKind kind) const;

@@ -19,6 +19,7 @@ constexpr int kGroup = 32;   // values of k that share one activation scale
 constexpr int kLanes = 16;   // outputs of one weight block
 constexpr int kTile = 256;   // tokens of one attention tile (absolute positions 0-255, 256-511, ...)
 constexpr int kAlign = 64;
+constexpr int kRun = 64;     // weights of a vocabulary that have one sum and one maximum
 
 inline int64_t round_up(int64_t x, int64_t m) { return (x + m - 1) / m * m; }
 
@@ -117,6 +118,10 @@ struct Kernels {
   void (*activate)(float* x, int64_t n, int32_t epilogue);           // EP_SILU, EP_GELU_TANH, EP_GELU
   void (*softcap)(float* x, int64_t n, float cap);
   int64_t (*argmax)(const float* x, int64_t n, float* best);         // lowest index among equals; NaN: returns -1
+  // weights = e^((logits - top) * inverse_temperature); sums and maxima of each kRun of them, the last one's as short as
+  // it is. No logit is a NaN.
+  void (*weigh)(const float* logits, int64_t n, float top, float inverse_temperature, float* weights, float* run_sums,
+                float* run_tops);
 
   // linear: output blocks [begin, end) (pairs when gated) of M rows.
   //   act: M records act_stride bytes apart (quantised rows, or float rows for the float kinds)

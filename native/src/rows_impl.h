@@ -123,7 +123,25 @@ int64_t argmax(const float* x, int64_t n, float* best) {
   return at < n ? at : -1;
 }
 
+void weigh(const float* logits, int64_t n, float top, float inverse_temperature, float* weights, float* run_sums,
+           float* run_tops) {
+  const F16 largest = f_set(top), scale = f_set(inverse_temperature * kLog2e), zero = f_set(0.0f);
+  for (int64_t run = 0; run * kRun < n; ++run) {
+    F16 sum = zero, most = zero;
+    for (int64_t i = run * kRun; i < (run + 1) * kRun && i < n; i += 16) {
+      const M16 part = m_range(0, n - i);
+      const F16 w = f_exp2(f_mul(f_sub(f_load_part(logits + i, part), largest), scale));
+      f_store_part(weights + i, w, part);
+      sum = f_add(sum, f_select(part, w, zero));
+      most = f_max(f_select(part, w, zero), most);
+    }
+    run_sums[run] = f_sum(sum);
+    run_tops[run] = f_top(most);
+  }
+}
+
 void fill_rows(Kernels* k) {
+  k->weigh = weigh;
   k->rms_norm = rms_norm;
   k->layer_norm = layer_norm;
   k->rope = rope;

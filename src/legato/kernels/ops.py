@@ -108,6 +108,17 @@ class Executor(Protocol):
     def argmax(self) -> IntArray:
         """The greedy token of each logit row of the last step (lowest id among equals), without copying logits."""
 
+    def choose(
+        self, logits_V: FloatArray, temperature: float, top_k: int, top_p: float, min_p: float, draw: float
+    ) -> int:
+        """The token that `draw` in [0, 1) falls on; -1 where a logit is a NaN or none is a finite number.
+
+        Weights are softmax(logits / temperature). min_p keeps those of at least min_p times the largest, top_k the
+        k largest (0: all), top_p the fewest whose sum reaches p of what the others kept; likelier before less likely,
+        lower ids first among equals. The token is the first by id at which the kept weights' running sum passes
+        draw times their sum.
+        """
+
     def read_pages(self, page_ids: Sequence[int]) -> ByteArray:
         """A copy of these pages, all layers of a page together: (N, bytes a page). Not during a step."""
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from legato.core.spec import Activation, ArchSpec, AttentionSpec, NormKind, NormSpec, RopeSpec
+from legato.kernels.choice import choose
 from legato.kernels.ops import Act, Batch, ByteArray, FloatArray, IntArray, KvFormat, Ops
 from legato.measure.machine import read_seconds
 from legato.weights.tensor import Tensor
@@ -121,6 +122,11 @@ class ReferenceExecutor:
         self._logits_RV = self._forward(_Step(batch, self._layers))
         self._forward_ns += time.perf_counter_ns() - start
         return self._logits_RV
+
+    def choose(
+        self, logits_V: FloatArray, temperature: float, top_k: int, top_p: float, min_p: float, draw: float
+    ) -> int:
+        return choose(logits_V, temperature, top_k, top_p, min_p, draw)
 
     def laps_ns(self) -> dict[str, int]:
         """All in one: numpy's operations are not told apart."""

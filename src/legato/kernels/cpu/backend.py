@@ -131,6 +131,8 @@ class NativeExecutor:
         self._laps: NDArray[np.int64] = self._native.view("lg_laps", c.c_int64, len(self._lap_names))
         self._pages: ByteArray = self._native.pages(num_pages=sizes[1])
         self._num_logits = 0
+        self._choice, self._token = lib.ChoiceStruct(), c.c_int32()
+        self._choice_ref, self._token_ref = c.byref(self._choice), c.byref(self._token)
 
     def run(self, batch: Batch) -> FloatArray:
         native = self._open()
@@ -143,6 +145,18 @@ class NativeExecutor:
         """Lowest id among equals; -1 for a row that holds a NaN."""
         self._open()
         return self._best[: self._num_logits].copy()
+
+    def choose(
+        self, logits_V: FloatArray, temperature: float, top_k: int, top_p: float, min_p: float, draw: float
+    ) -> int:
+        native = self._open()
+        assert logits_V.dtype == np.float32 and logits_V.flags.c_contiguous
+        choice = self._choice
+        choice.logits, choice.vocab = logits_V.ctypes.data, len(logits_V)
+        choice.draw, choice.temperature = draw, temperature
+        choice.top_p, choice.min_p, choice.top_k = top_p, min_p, top_k
+        native.choose(self._choice_ref, self._token_ref)
+        return self._token.value
 
     def laps_ns(self) -> dict[str, int]:
         """Nanoseconds that worker 0 spent on each kind of operation since the executor was made, and waiting."""
@@ -223,6 +237,9 @@ class _NativeProgram:
         """(pages, bytes): the whole store, no copy."""
         page_bytes = self.memory()["kv_page_bytes"]
         return self.view("lg_kv_pages", c.c_uint8, num_pages * page_bytes).reshape(num_pages, page_bytes)
+
+    def choose(self, choice: Any, token: Any) -> None:
+        self._context.library["lg_choose"](self._context.pointer, choice, token)
 
     def memory(self) -> dict[str, int]:
         out = lib.ProgramMemoryStruct()

@@ -14,7 +14,7 @@ from typing import Any
 
 from legato.errors import EngineError, LegatoError, UsageError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 MAX_SEGMENTS = 4
 NO_HANDLE = -1
 _STEM = "legato_native"
@@ -166,6 +166,18 @@ class BatchStruct(c.Structure):
     )
 
 
+class ChoiceStruct(c.Structure):
+    _fields_ = (
+        ("logits", c.c_void_p),
+        ("vocab", c.c_int64),
+        ("draw", c.c_double),
+        ("temperature", c.c_float),
+        ("top_p", c.c_float),
+        ("min_p", c.c_float),
+        ("top_k", c.c_int32),
+    )
+
+
 class ProgramMemoryStruct(c.Structure):
     _fields_ = (("kv_bytes", c.c_int64), ("buffer_bytes", c.c_int64), ("kv_page_bytes", c.c_int64))
 
@@ -186,6 +198,7 @@ _FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("lg_context_placement", c.c_char_p, (c.c_void_p,)),
     ("lg_context_weight_bytes", c.c_int64, (c.c_void_p,)),
     ("lg_read_probe", _STATUS, (c.c_void_p, c.c_int64, c.c_int32, c.c_int32, c.POINTER(c.c_int64))),
+    ("lg_choose", _STATUS, (c.c_void_p, c.POINTER(ChoiceStruct), c.POINTER(c.c_int32))),
     ("lg_kind_block", c.c_int64, (c.c_int32,)),
     ("lg_kind_block_bytes", c.c_int64, (c.c_int32,)),
     ("lg_pack_vector", _STATUS, (c.c_void_p, c.c_void_p, c.c_int64, c.POINTER(c.c_int32))),
