@@ -130,6 +130,11 @@ SETTINGS: dict[str, Setting] = {
 
 
 @dataclass(frozen=True, slots=True)
+def _session_home(environ: Mapping[str, str]) -> Path:
+    base = environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path("~/.local/share").expanduser()) / "legato" / "sessions"
+
+
 class Config:
     """The settings of one process or one LLM. Build it with `Config.resolve`."""
 
@@ -144,6 +149,8 @@ class Config:
     page_size: int
     max_seqs: int
     max_step_tokens: int
+    "session_dir": Setting(_path, None, "where saved conversations are kept"),
+    "session_cap": Setting(_size, 2 << 30, "most space for saved conversations, such as 2G; the oldest go first"),
     naive: bool
     cache_dir: Path
     color: str
@@ -199,6 +206,10 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
     environ = os.environ if environ is None else environ
     known = {PREFIX + name.upper() for name in SETTINGS}
     return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+    session_dir: Path
+    session_cap: int
 
 
 assert set(SETTINGS) | {"sources"} == {f.name for f in fields(Config)}
+        if values["session_dir"] is None:
+            values["session_dir"] = _session_home(environ)

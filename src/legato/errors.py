@@ -10,6 +10,7 @@ Knows: the tree below. Does not know: where errors are raised or how they are pr
     |-- ModelFileError             exit 3   a file is damaged, lying or unreadable
     |   `-- UnsupportedModelError  exit 3   the file is sound, but holds something we do not run
     |-- DownloadError              exit 1   a fetch failed (nothing half-written stays)
+    |-- SessionError               exit 1   a saved session cannot be read or written (what was there stays)
     `-- EngineError                exit 1   a fault of ours inside the engine
 
 A message is one line: what, where, and how to mend it.
@@ -83,6 +84,10 @@ class UnsupportedModelError(ModelFileError):
 
 class DownloadError(LegatoError):
     """A fetch failed; nothing half-written is left where a model would be looked for."""
+
+
+class SessionError(LegatoError):
+    """A saved session cannot be read or written, or its folder is in use; what was there before is still there."""
 
 
 class EngineError(LegatoError):

@@ -28,6 +28,9 @@ from legato.core.sequence import FinishReason
 from legato.core.sequence import Sequence as EngineSequence
 from legato.errors import CapacityError, EngineError, RequestError, UsageError
 from legato.kernels.ops import FloatArray
+from legato.runtime.session_file import Fingerprint
+from legato.runtime.session_folder import SessionFolder
+from legato.sessions import Here, Sessions, fingerprint_of
 from legato.text.chat import encode_chat
 from legato.text.stream import TextStream
 from legato.text.template import checked_messages
@@ -37,6 +40,7 @@ from legato.weights.source import digest
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
 
+_PACE_TOKENS = 64  # prompt tokens that were computed before their pace means something
 _NLL_CHUNK = 128  # rows of logits at once: 128 x 150,000 floats are 77 MB
 
 
@@ -82,6 +86,7 @@ class LLM:
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
         self._closed = False
+        self._sessions: Sessions | None = None
 
     # -- what it is -----------------------------------------------------------------------------------------------
 
@@ -94,6 +99,22 @@ class LLM:
     def has_template(self) -> bool:
         """Whether the model came with a chat template; without one, `render` joins the bare texts."""
         return self.parts.template is not None
+
+    @property
+    def digest(self) -> str:
+        """Of the model's files; see `weights.source.digest`."""
+        if self._digest is None:
+            self._digest = digest(self.parts.source)
+        return self._digest
+
+    @property
+    def sessions(self) -> Sessions:
+        """Named conversations on disk, in the folder of the setting `session_dir`."""
+        if self._sessions is None:
+            here = Here(self.name, self.parts.engine.scheduler.cache, self.parts.executor, self._fingerprint)
+            folder = SessionFolder(self.config.session_dir, self.config.session_cap)
+            self._sessions = Sessions(folder, here, self._lock, self._prefill_s)
+        return self._sessions
 
     def __enter__(self) -> LLM:
         return self
@@ -108,6 +129,8 @@ class LLM:
         with self._lock:
             self._closed = True
             self._answers.clear()
+            if self._sessions is not None:
+                self._sessions.close()
             self.parts.executor.close()
             if self.parts.template is not None:
                 self.parts.template.close()
@@ -262,12 +285,26 @@ class LLM:
             del self._answers[answer.request.request_id]
 
     def _receipt(self, answer: Answer) -> Receipt:
-        if self._digest is None:
-            self._digest = digest(self.parts.source)
         executor = self.parts.executor
         seed = answer.request.params.seed
         assert seed is not None
-        return Receipt(self.name, executor.isa, executor.threads, str(self.parts.kv_format), seed, self._digest)
+        return Receipt(self.name, executor.isa, executor.threads, str(self.parts.kv_format), seed, self.digest)
+
+    def _fingerprint(self) -> Fingerprint:
+        parts = self.parts
+        return fingerprint_of(
+            digest=self.digest,
+            spec=parts.spec,
+            weights=self.config.weights,
+            kv=str(parts.kv_format),
+            executor=parts.executor,
+            page_size=self.config.page_size,
+        )
+
+    def _prefill_s(self, start: int, end: int) -> float | None:
+        """What computing prompt tokens [start, end) would take, at the pace of this engine's prompts so far."""
+        total = self.parts.engine.ledger.total
+        return (end - start) * total.seconds / total.prompt_tokens if total.prompt_tokens >= _PACE_TOKENS else None
 
     def _prompt_ids(self, prompt: object) -> list[int]:
         """Token ids of a text or a list of ids; refuses what is empty or neither."""

@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 
 class MissCause(enum.StrEnum):
     TEXT = "different_text"  # another token than what was computed before
-    TEMPLATE = (
-        "different_template"  # the same, and one of the two is a control token (told by who knows the vocabulary)
-    )
+    TEMPLATE = "different_template"  # the same, and one of the two is a control token (told where those are known)
     NEW = "new_text"  # nothing was ever computed behind the matched tokens, as far as is remembered
     SHORT = "shorter_than_a_page"  # what is shared fills no page
     EVICTED = "evicted"  # it was computed, and given up for somebody else's pages

@@ -49,6 +49,11 @@ class CacheManager:
         self._tree = PrefixTree(page_size)
 
     @property
+    def shares(self) -> bool:
+        """Whether anything is ever found again."""
+        return self._share
+
+    @property
     def num_available(self) -> int:
         """Pages that can be had without taking any from a sequence: free ones and cached ones."""
         return self._pool.num_free + self._tree.num_idle
