@@ -111,6 +111,11 @@ def _cache_home(environ: Mapping[str, str]) -> Path:
     return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "legato"
 
 
+def _session_home(environ: Mapping[str, str]) -> Path:
+    base = environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path("~/.local/share").expanduser()) / "legato" / "sessions"
+
+
 SETTINGS: dict[str, Setting] = {
     "model": Setting(_text, DEFAULT_MODEL, "built-in name, .gguf file, folder, or hf:ORG/NAME"),
     "backend": Setting(_one_of(*BACKENDS), "auto", "auto, native or reference"),
@@ -125,16 +130,13 @@ SETTINGS: dict[str, Setting] = {
     "max_step_tokens": Setting(_whole(1, 65536), 512, "tokens computed a step; longer prompts are cut into chunks"),
     "naive": Setting(_flag, False, "no cache: recompute everything for every token (slow, for comparison)"),
     "cache_dir": Setting(_path, None, "where fetched models are kept"),
+    "session_dir": Setting(_path, None, "where saved conversations are kept"),
+    "session_cap": Setting(_size, 2 << 30, "most space for saved conversations, such as 2G; the oldest go first"),
     "color": Setting(_one_of(*COLORS), "auto", "auto, always or never"),
 }
 
 
 @dataclass(frozen=True, slots=True)
-def _session_home(environ: Mapping[str, str]) -> Path:
-    base = environ.get("XDG_DATA_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path("~/.local/share").expanduser()) / "legato" / "sessions"
-
-
 class Config:
     """The settings of one process or one LLM. Build it with `Config.resolve`."""
 
@@ -149,10 +151,10 @@ class Config:
     page_size: int
     max_seqs: int
     max_step_tokens: int
-    "session_dir": Setting(_path, None, "where saved conversations are kept"),
-    "session_cap": Setting(_size, 2 << 30, "most space for saved conversations, such as 2G; the oldest go first"),
     naive: bool
     cache_dir: Path
+    session_dir: Path
+    session_cap: int
     color: str
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -178,6 +180,8 @@ class Config:
                 values[name], sources[name] = setting.default, "default"
         if values["cache_dir"] is None:
             values["cache_dir"] = _cache_home(environ)
+        if values["session_dir"] is None:
+            values["session_dir"] = _session_home(environ)
         if sources["color"] == "default":
             values["color"], sources["color"] = _terminal_color(environ)
         return cls(**values, sources=sources)
@@ -206,10 +210,6 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
     environ = os.environ if environ is None else environ
     known = {PREFIX + name.upper() for name in SETTINGS}
     return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
-    session_dir: Path
-    session_cap: int
 
 
 assert set(SETTINGS) | {"sources"} == {f.name for f in fields(Config)}
-        if values["session_dir"] is None:
-            values["session_dir"] = _session_home(environ)
