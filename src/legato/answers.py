@@ -87,10 +87,13 @@ class Answer:
                 track.stop_reason = event.stop_token_id
         track.token_ids += ids
         track.text += text
+        logprobs = None
         if event.logprobs and track.logprobs is not None:
-            track.logprobs += event.logprobs[: len(ids)]
+            logprobs = event.logprobs[: len(ids)]
+            track.logprobs += logprobs
         if text or ids or track.finish_reason is not None:
-            self.deltas.append(Delta(text, ids, event.index, track.finish_reason))
+            stop_reason, error = track.stop_reason, track.error
+            self.deltas.append(Delta(text, ids, event.index, track.finish_reason, stop_reason, logprobs, error))
 
     def take(self) -> list[Delta]:
         """The deltas since the last call."""

@@ -151,12 +151,19 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of a streamed answer: new text (whole characters, no part of a stop string) and its tokens."""
+    """A piece of a streamed answer: new text (whole characters, no part of a stop string) and its tokens.
+
+    stop_reason, error  as in `Output`, with finish_reason
+    logprobs            one a token, when asked for
+    """
 
     text: str
     token_ids: list[int]
     index: int = 0
     finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    error: str | None = None
 
 
 def _output_json(output: Output) -> dict[str, Any]:

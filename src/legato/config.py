@@ -97,6 +97,25 @@ def _flag(value: object) -> bool:
     raise _Refused("true or false")
 
 
+def _seconds(value: object) -> float:
+    try:
+        number = float(value) if isinstance(value, (int, float, str)) else -1.0
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 86_400:
+        raise _Refused("a number of seconds from 0 to 86400")
+    return number
+
+
+def _keys(value: object) -> tuple[str, ...]:
+    """Several keys, or one text of them separated by commas."""
+    given = value.split(",") if isinstance(value, str) else value if isinstance(value, (tuple, list)) else ()
+    keys = tuple(str(key).strip() for key in given if str(key).strip())
+    if not all(8 <= len(key) <= 256 and key.isascii() and key.isprintable() for key in keys):
+        raise _Refused("keys of 8 to 256 printable ASCII characters")
+    return keys
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One setting: how its text is read, and a line of help. None as default means: chosen at load."""
@@ -135,6 +154,40 @@ SETTINGS: dict[str, Setting] = {
     "color": Setting(_one_of(*COLORS), "auto", "auto, always or never"),
 }
 
+SERVE_SETTINGS: dict[str, Setting] = {
+    "host": Setting(_text, "127.0.0.1", "address to listen on; others than this machine need keys"),
+    "port": Setting(_whole(0, 65535), 8000, "port to listen on; 0: any free one"),
+    "api_keys": Setting(_keys, (), "keys that let clients in; in the environment separated by commas"),
+    "insecure": Setting(_flag, False, "listen on other addresses than this machine's without any key"),
+    "served_name": Setting(_text, None, "what clients call the model (default: its own name)"),
+    "queue": Setting(_whole(0, 65536), None, "answers that may wait for their turn (default: 4 x max_seqs)"),
+    "drain_s": Setting(_seconds, 30.0, "seconds that answers in flight get after a signal to stop"),
+    "log_format": Setting(_one_of("auto", "text", "json"), "auto", "auto, text or json; auto: text at a terminal"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """The settings of `legato serve` beside `Config`. Keys are kept out of its `repr`."""
+
+    host: str
+    port: int
+    insecure: bool
+    served_name: str | None
+    queue: int | None
+    drain_s: float
+    log_format: str
+    api_keys: tuple[str, ...] = field(repr=False)
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def resolve(
+        cls, arguments: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None
+    ) -> ServeConfig:
+        """As `Config.resolve`."""
+        values, sources = _resolved(SERVE_SETTINGS, arguments or {}, os.environ if environ is None else environ)
+        return cls(**values, sources=sources)
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -168,16 +221,7 @@ class Config:
                 near = get_close_matches(name, SETTINGS, 1)
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(SETTINGS)}"
                 raise UsageError(f"unknown setting {name!r}; {hint}")
-        values: dict[str, Any] = {}
-        sources: dict[str, str] = {}
-        for name, setting in SETTINGS.items():
-            variable = PREFIX + name.upper()
-            if arguments.get(name) is not None:
-                values[name], sources[name] = _parse(name, setting, arguments[name], name), "argument"
-            elif environ.get(variable, "") != "":
-                values[name], sources[name] = _parse(name, setting, environ[variable], variable), variable
-            else:
-                values[name], sources[name] = setting.default, "default"
+        values, sources = _resolved(SETTINGS, arguments, environ)
         if values["cache_dir"] is None:
             values["cache_dir"] = _cache_home(environ)
         if values["session_dir"] is None:
@@ -187,10 +231,29 @@ class Config:
         return cls(**values, sources=sources)
 
 
+def _resolved(
+    settings: Mapping[str, Setting], arguments: Mapping[str, object], environ: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """(values, where each came from)."""
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for name, setting in settings.items():
+        variable = PREFIX + name.upper()
+        if arguments.get(name) is not None:
+            values[name], sources[name] = _parse(name, setting, arguments[name], name), "argument"
+        elif environ.get(variable, "") != "":
+            values[name], sources[name] = _parse(name, setting, environ[variable], variable), variable
+        else:
+            values[name], sources[name] = setting.default, "default"
+    return values, sources
+
+
 def _parse(name: str, setting: Setting, value: object, where: str) -> Any:
     try:
         return setting.parse(value)
     except _Refused as refused:
+        if name == "api_keys":  # a key is not for anybody's eyes
+            raise UsageError(f"{where} is not allowed: {refused}") from None
         raise UsageError(f"{where}={value!r} is not allowed: {refused}") from None
 
 
@@ -208,8 +271,9 @@ def _terminal_color(environ: Mapping[str, str]) -> tuple[str, str]:
 def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
     """LEGATO_* variables that no setting reads: most likely misspelt."""
     environ = os.environ if environ is None else environ
-    known = {PREFIX + name.upper() for name in SETTINGS}
+    known = {PREFIX + name.upper() for name in (*SETTINGS, *SERVE_SETTINGS)}
     return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
 
 
 assert set(SETTINGS) | {"sources"} == {f.name for f in fields(Config)}
+assert set(SERVE_SETTINGS) | {"sources"} == {f.name for f in fields(ServeConfig)}

@@ -1,0 +1,12 @@
+"""`legato serve`: HTTP in front of one engine.
+
+Knows: HTTP, keys, limits, and protocols that are thin encoders of one request type and one event stream.
+Does not know: arrays, pages, how a token is computed.
+
+    app          finds the route, asks for the key, hands over; every fault becomes an answer
+    exchange     one HTTP request and its response
+    protocols/   bodies to `Ask`, `Delta`s and `Result` to bytes
+    service      admission: what is asked becomes token ids, requests, and a stream of answers
+    bridge       the engine's own thread, and the way to it and back
+    lifecycle    binding, loading, readiness, the watchdog, draining
+"""

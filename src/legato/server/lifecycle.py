@@ -1,0 +1,234 @@
+"""From a bound socket to an exit code: load, announce, watch, drain.
+
+Knows: signals, the order of starting and stopping, which routes there are. Does not know: requests, the engine.
+
+    bind -> listen (probes answer, /ready says loading) -> load on the engine's thread -> ready, banner
+    first signal -> new requests get 503, answers in flight have `drain_s` -> exit 0
+    second signal -> the end, at once
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from legato.assemble import Assembly
+from legato.config import ServeConfig
+from legato.errors import EngineError, LegatoError, UsageError
+from legato.server import probes
+from legato.server.app import App
+from legato.server.ask import Chat
+from legato.server.auth import Keys
+from legato.server.bridge import EngineThread
+from legato.server.limits import ServerLimits
+from legato.server.problems import Problem
+from legato.server.protocols import openai, tokens
+from legato.server.protocols.openai.words import error_body
+from legato.server.routes import Route, RouteTable
+from legato.server.service import Model, Service, State
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = ("localhost", "127.", "::1")
+PORTS_TRIED = 20
+TICK_S = 0.25
+SWITCH_S = (
+    0.0005  # how long one thread may keep the interpreter when the other wants it; Python's own is ten times that
+)
+
+Load = Callable[[], Assembly]
+Announce = Callable[[Assembly, str], None]
+
+
+def all_routes(service: Service) -> list[Route]:
+    """Everything that can be reached. A protocol adds its list here."""
+    return [*probes.routes(service), *openai.routes(service), *tokens.routes(service)]
+
+
+def check_exposure(serve: ServeConfig) -> None:
+    """Refuses to be open to other machines without a key."""
+    if not serve.host.startswith(LOOPBACK) and not serve.api_keys and not serve.insecure:
+        text = f"host={serve.host} lets other machines in, so keys are needed: give --api-key KEY (or LEGATO_API_KEYS)"
+        raise UsageError(text + ", or --insecure if everybody may come")
+
+
+def bind(serve: ServeConfig) -> socket.socket:
+    """A listening socket. A busy port is an error when it was asked for, else the next free one is taken."""
+    chosen = serve.sources.get("port", "default") != "default"
+    ports = [serve.port] if chosen else range(serve.port, serve.port + PORTS_TRIED)
+    for port in ports:
+        try:
+            return _bound(serve.host, port)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                continue
+            what = error.strerror or str(error)
+            raise UsageError(f"host={serve.host} port={port} cannot be listened on: {what}; choose others") from None
+    if chosen:
+        raise UsageError(f"port={serve.port} is in use; end its user, choose another --port, or 0 for any free one")
+    raise UsageError(f"ports {ports[0]} to {ports[-1]} are in use; choose another with --port, or 0 for any free one")
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(1024)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def url_of(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server:
+    """One listening server around one model; `run` is its whole life."""
+
+    def __init__(self, serve: ServeConfig, load: Load, name: Callable[[Assembly], str], announce: Announce) -> None:
+        self._serve, self._load, self._name, self._announce = serve, load, name, announce
+        self.limits = replace(ServerLimits(), queue=serve.queue, drain_s=serve.drain_s)
+        self.service: Service
+        self.routes: RouteTable
+        self._stops = 0
+        self._stopping: asyncio.Event
+
+    async def run(self, sock: socket.socket) -> int:
+        """Serves on `sock` until told to stop; raises what loading raised. Returns the exit code."""
+        import uvicorn
+
+        loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        bridge = EngineThread(self._load, loop)
+        service = self.service = Service(bridge, self.limits)
+        keys = Keys(self._serve.api_keys)
+        service.many_tenants = len(keys) > 1
+        self.routes = RouteTable(all_routes(service))
+        app = App(self.routes, keys, self.limits, error_body)
+        http = uvicorn.Server(_http_config(app, uvicorn.Config))
+        listening = asyncio.create_task(http.serve(sockets=[sock]))
+        while not http.started and not listening.done():
+            await asyncio.sleep(0.005)
+        self._catch_signals(loop)
+        ticking = asyncio.create_task(self._tick())
+        first: asyncio.Task[None] | None = None
+        try:
+            parts = await self._loaded(bridge, service)
+            if parts is not None:
+                service.ready(Model.of(parts, self._serve.served_name or self._name(parts)))
+                self._announce(parts, url_of(sock))
+                first = asyncio.create_task(_render_once(service))
+            await self._stopping.wait()
+            await self._drain()
+        finally:
+            ticking.cancel()
+            if first is not None:
+                first.cancel()
+            bridge.close()
+            http.should_exit = http.force_exit = True
+            await asyncio.wait([listening], timeout=2.0)
+            service.close()
+        return 0 if service.state is not State.ERROR else 1
+
+    def stop(self) -> None:
+        """A signal: the first drains, the second ends. Call it on the event loop."""
+        self._stops += 1
+        self._stopping.set()
+        if self._stops == 1 and self.service.num_in_flight:
+            log.info("draining: %d answers in flight have %g s", self.service.num_in_flight, self.limits.drain_s)
+
+    async def _loaded(self, bridge: EngineThread, service: Service) -> Assembly | None:
+        """The model, or None when a signal came first."""
+        loading = asyncio.ensure_future(bridge.start(service))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+        return loading.result() if loading.done() else None
+
+    async def _drain(self) -> None:
+        """Waits for answers in flight; what is left at the end is told so, in its own words."""
+        service, loop = self.service, asyncio.get_running_loop()
+        if service.state is not State.ERROR:
+            service.state = State.DRAINING
+        end = loop.time() + self.limits.drain_s
+        while service.num_in_flight and loop.time() < end and self._stops < 2 and service.state is not State.ERROR:
+            await asyncio.sleep(0.02)
+        for stream in service.streams():
+            stream.fail(Problem(503, "the server is shutting down", code="draining", retry_after_s=5))
+        await asyncio.sleep(0.05 if self._stops < 2 else 0.0)  # the last bytes leave with the loop's next turns
+
+    async def _tick(self) -> None:
+        told = False
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.service.tick()
+            pulse = self.service.bridge.pulse()
+            if pulse.hung and not told:
+                text = "the engine has been in one step for %.1f s; more than %.1f s is no step"
+                log.error(text, pulse.busy_s, pulse.hang_after_s)
+            told = pulse.hung
+            if pulse.dead and self.service.state is State.READY:
+                self.service.engine_ended(EngineError("the engine's thread has ended"))
+
+    def _catch_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self.stop)
+
+
+async def _render_once(service: Service) -> None:
+    """Has the template compiled before the first conversation comes."""
+    try:
+        await service.encode([Chat([{"role": "user", "content": "Hello"}])])
+    except LegatoError as error:
+        log.warning("the chat template does not render a plain greeting: %s", error)
+
+
+def _http_config(app: App, config: Callable[..., Any]) -> Any:
+    """HTTP/1.1 only; no access log of its own, no trust in forwarded headers."""
+    return config(
+        app,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        h11_max_incomplete_event_size=64 << 10,
+        backlog=1024,
+    )
+
+
+def serve(serve_config: ServeConfig, load: Load, name: Callable[[Assembly], str], announce: Announce) -> int:
+    """Binds, loads, serves, drains; returns the exit code. Raises a `LegatoError` for what stands in the way."""
+    check_exposure(serve_config)
+    with bind(serve_config) as sock:
+        sys.setswitchinterval(SWITCH_S)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(Server(serve_config, load, name, announce).run(sock))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

@@ -1,0 +1,145 @@
+"""Routes about the server itself: is it alive, ready, healthy; what it is, and how it does.
+
+Knows: states, the engine's figures. Does not know: requests' contents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from legato import __version__
+from legato.server.bridge import Snapshot
+from legato.server.exchange import TEXT, Exchange
+from legato.server.jsonbody import dumps
+from legato.server.protocols.openai.words import error_body
+from legato.server.routes import Route
+from legato.server.service import Service, State
+
+
+def routes(service: Service) -> list[Route]:
+    """Probes without a key, figures with one."""
+
+    async def live(exchange: Exchange) -> None:
+        await exchange.respond(200, b'{"status":"live"}')
+
+    async def ready(exchange: Exchange) -> None:
+        status, shown = readiness(service)
+        await exchange.respond(status, dumps(shown))
+
+    async def version(exchange: Exchange) -> None:
+        await exchange.respond(200, dumps({"version": __version__}))
+
+    async def stats(exchange: Exchange) -> None:
+        await exchange.respond(200, dumps(figures(service)))
+
+    async def metrics(exchange: Exchange) -> None:
+        await exchange.respond(200, exposition(service), kind=b"text/plain; version=0.0.4; charset=utf-8")
+
+    words = error_body
+    return [
+        Route("GET", "/live", live, words, "Whether the event loop answers", open=True),
+        Route("GET", "/ready", ready, words, "Whether requests are taken", open=True),
+        Route("GET", "/health", ready, words, "The same, and whether the engine makes progress", open=True),
+        Route("GET", "/version", version, words, "The version of this server"),
+        Route("GET", "/v1/engine/stats", stats, words, "What the engine is doing"),
+        Route("GET", "/metrics", metrics, words, "Figures for Prometheus", answers=TEXT.decode()),
+    ]
+
+
+def readiness(service: Service) -> tuple[int, dict[str, Any]]:
+    """(status, body): 200 only while requests are taken and the engine makes progress."""
+    shown: dict[str, Any] = {"status": "ok", "state": str(service.state)}
+    if service.state is State.READY:
+        pulse = service.bridge.pulse()
+        if not (pulse.dead or pulse.hung):
+            return 200, shown
+        shown["state"] = "dead" if pulse.dead else "hung"
+        shown["step_s"], shown["limit_s"] = round(pulse.busy_s, 3), round(pulse.hang_after_s, 3)
+    elif service.state is State.LOADING:
+        shown["progress"] = round(service.progress, 3)
+    shown["status"] = "unavailable"
+    return 503, shown
+
+
+def figures(service: Service) -> dict[str, Any]:
+    """`/v1/engine/stats`: this moment, the last steps, and sums since the start."""
+    model, pulse, snapshot = service.model, service.bridge.pulse(), service.bridge.snapshot()
+    shown: dict[str, Any] = {
+        "state": readiness(service)[1]["state"],
+        "model": {
+            "name": model.name,
+            "context_length": model.context_length,
+            "isa": model.isa,
+            "threads": model.threads,
+            "kv": model.kv,
+            "max_seqs": model.max_seqs,
+        },
+        "in_flight": service.num_in_flight,
+        "places": service.num_places,
+        "step_s": round(pulse.busy_s, 4),
+        "hung_after_s": round(pulse.hang_after_s, 3),
+    }
+    return shown if snapshot is None else shown | _engine_figures(snapshot, service.clock())
+
+
+def _engine_figures(snapshot: Snapshot, now: float) -> dict[str, Any]:
+    stats, recent = snapshot.stats, snapshot.recent
+    total = stats.total
+    span = sum(record.seconds for record in recent)
+    return {
+        "age_s": round(now - snapshot.at, 3),
+        "running": stats.num_running,
+        "waiting": stats.num_waiting,
+        "kv_pages": asdict(stats.kv),
+        "preemptions": stats.num_preemptions,
+        "faults": stats.num_faults,
+        "leaks": stats.num_leaks,
+        "tok_s": round(sum(r.output_tokens for r in recent) / span, 2) if span > 0 else 0.0,
+        "prompt_tok_s": round(sum(r.prompt_tokens for r in recent) / span, 2) if span > 0 else 0.0,
+        "total": {
+            "steps": total.num_steps,
+            "seconds": round(total.seconds, 4),
+            "prompt_tokens": total.prompt_tokens,
+            "decode_tokens": total.decode_tokens,
+            "draft_tokens": total.draft_tokens,
+            "accepted_tokens": total.accepted_tokens,
+            "output_tokens": total.output_tokens,
+            "laps": {name: round(seconds, 4) for name, seconds in total.laps.items()},
+        },
+        "recent": [
+            {
+                "ms": round(1e3 * r.seconds, 3),
+                "run_ms": round(1e3 * r.laps.get("run", 0.0), 3),
+                "seqs": r.num_seqs,
+                "decode_tokens": r.decode_tokens,
+                "prompt_tokens": r.prompt_tokens,
+                "kv_tokens": r.kv_tokens,
+            }
+            for r in recent
+        ],
+    }
+
+
+def exposition(service: Service) -> bytes:
+    """Prometheus' text form: gauges and counters of the engine."""
+    snapshot = service.bridge.snapshot()
+    lines: list[str] = []
+
+    def put(name: str, kind: str, text: str, value: float) -> None:
+        lines.extend((f"# HELP legato_{name} {text}", f"# TYPE legato_{name} {kind}", f"legato_{name} {value:g}"))
+
+    put("up", "gauge", "1 while requests are taken and the engine makes progress", readiness(service)[0] == 200)
+    if snapshot is not None:
+        stats = snapshot.stats
+        put("requests_running", "gauge", "answers that advance", stats.num_running)
+        put("requests_waiting", "gauge", "answers that wait for their turn", stats.num_waiting)
+        used = 1 - stats.kv.free / stats.kv.total
+        put("kv_cache_usage_ratio", "gauge", "pages that hold something, of all", used)
+        put("preemptions_total", "counter", "answers that had to give way", stats.num_preemptions)
+        put("step_faults_total", "counter", "steps that failed as a whole", stats.num_faults)
+        put("prompt_tokens_total", "counter", "prompt rows computed", stats.total.prompt_tokens)
+        put("generation_tokens_total", "counter", "tokens made", stats.total.output_tokens)
+        put("steps_total", "counter", "steps of the engine", stats.total.num_steps)
+        put("step_seconds_total", "counter", "time in steps", stats.total.seconds)
+    return ("\n".join(lines) + "\n").encode()

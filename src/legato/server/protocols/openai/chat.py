@@ -1,0 +1,159 @@
+"""Bytes of `/v1/chat/completions`: one object, or server-sent events.
+
+Knows: the order of chunks and their fields. Does not know: where deltas come from, HTTP.
+
+    role chunks, one a choice; content chunks; a finish chunk a choice, the last with timings; usage if asked; [DONE]
+
+Chunks that carry text alone are a fixed prefix, the text as JSON, and a fixed suffix.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from legato.completion import Delta
+from legato.core.plan import TokenLogprobs
+from legato.server.ask import Result
+from legato.server.exchange import EVENTS
+from legato.server.jsonbody import dumps
+from legato.server.problems import Problem
+from legato.server.protocols.openai.parts import chat_logprobs, prompt_logprobs, reason_of, timings, usage
+from legato.server.protocols.openai.words import error_event
+from legato.server.service import AnswerStream
+
+DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatView:
+    """What of an answer the client wants to see."""
+
+    include_usage: bool = False
+    continuous_usage: bool = False
+    token_ids: bool = False
+    tokens_as_ids: bool = False
+
+
+class ChatEncoder:
+    """One answer's bytes."""
+
+    kind = EVENTS
+    ping = PING
+
+    def __init__(self, stream: AnswerStream, view: ChatView) -> None:
+        self._stream, self._view = stream, view
+        self._params = stream.ask.params
+        self._tokenizer = stream.service.model.tokenizer
+        self._head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": stream.service.model.name,
+        }
+        front = b"data: " + dumps(self._head)[:-1]
+        self._prefixes = [front + b',"choices":[{"index":%d,"delta":{"content":' % i for i in range(self._params.n)]
+        self._plain = not (view.continuous_usage or view.token_ids or self._params.logprobs is not None)
+        self._logprobs: list[list[TokenLogprobs]] = [[] for _ in range(self._params.n)]
+        self._ids: list[list[int]] = [[] for _ in range(self._params.n)]
+        self._open = self._params.n
+        self._num_tokens = 0
+        self._last: dict[str, Any] | None = None
+
+    def begin(self) -> bytes:
+        role = {"role": "assistant", "content": ""}
+        return b"".join(self._chunk(self._choice(i, role, None)) for i in range(self._params.n))
+
+    def deltas(self, deltas: list[Delta]) -> bytes:
+        out: list[bytes] = []
+        for delta in deltas:
+            self._num_tokens += len(delta.token_ids)
+            if self._plain:
+                if delta.text:
+                    out += (
+                        self._prefixes[delta.index],
+                        dumps(delta.text),
+                        b'},"logprobs":null,"finish_reason":null}]}\n\n',
+                    )
+            else:
+                out.append(self._rich(delta))
+            if delta.finish_reason is not None and delta.error is None:
+                out.append(self._finish(delta))
+        return b"".join(out)
+
+    def end(self, result: Result) -> bytes:
+        out = [] if self._last is None else [self._chunk(self._last, {"timings": timings(result)})]
+        if self._view.include_usage:
+            counts = usage(result.prompt_tokens, result.completion_tokens, result.cached_tokens)
+            out.append(b"data: " + dumps({**self._head, "choices": [], "usage": counts}) + b"\n\n")
+        return b"".join([*out, DONE])
+
+    def failed(self, problem: Problem) -> bytes:
+        return error_event(problem)
+
+    def whole(self, result: Result) -> bytes:
+        choices = []
+        for index, output in result.choices:
+            reason, stop_reason = reason_of(output.finish_reason, output.stop_reason)
+            choice: dict[str, Any] = {
+                "index": index,
+                "message": {"role": "assistant", "content": output.text, "refusal": None},
+                "logprobs": self._logprobs_of(output.logprobs),
+                "finish_reason": reason,
+                "stop_reason": stop_reason,
+            }
+            if self._view.token_ids:
+                choice["token_ids"] = output.token_ids
+            choices.append(choice)
+        shown: dict[str, Any] = {
+            **self._head,
+            "object": "chat.completion",
+            "choices": choices,
+            "usage": usage(result.prompt_tokens, result.completion_tokens, result.cached_tokens),
+            "timings": timings(result),
+        }
+        if self._params.prompt_logprobs is not None:
+            shown["prompt_logprobs"] = prompt_logprobs(self._tokenizer, self._stream.prompt_logprobs(0))
+        if self._view.token_ids:
+            shown["prompt_token_ids"] = list(self._stream.prompt_ids(0))
+        return dumps(shown)
+
+    def _choice(self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+
+    def _chunk(self, choice: dict[str, Any], more: dict[str, Any] | None = None) -> bytes:
+        shown = {**self._head, "choices": [choice], **(more or {})}
+        if self._view.continuous_usage:
+            shown["usage"] = usage(len(self._stream.prompt_ids(0)), self._num_tokens, 0)
+        return b"data: " + dumps(shown) + b"\n\n"
+
+    def _rich(self, delta: Delta) -> bytes:
+        """A chunk with more than text; tokens whose text is held back come with the next text."""
+        index = delta.index
+        self._logprobs[index] += delta.logprobs or []
+        self._ids[index] += delta.token_ids
+        if not delta.text and (delta.finish_reason is None or not self._ids[index]):
+            return b""
+        choice = self._choice(index, {"content": delta.text}, self._logprobs_of(self._logprobs[index]))
+        if self._view.token_ids:
+            choice["token_ids"] = self._ids[index]
+        self._logprobs[index], self._ids[index] = [], []
+        return self._chunk(choice)
+
+    def _finish(self, delta: Delta) -> bytes:
+        """The finish chunk; the last one waits for the timings."""
+        reason, stop_reason = reason_of(delta.finish_reason, delta.stop_reason)
+        choice = {"index": delta.index, "delta": {}, "finish_reason": reason, "stop_reason": stop_reason}
+        self._open -= 1
+        if self._open:
+            return self._chunk(choice)
+        self._last = choice
+        return b""
+
+    def _logprobs_of(self, found: list[TokenLogprobs] | None) -> dict[str, Any] | None:
+        if self._params.logprobs is None or found is None:
+            return None
+        return {"content": chat_logprobs(self._tokenizer, found, self._view.tokens_as_ids)}

@@ -1,0 +1,137 @@
+"""What OpenAI's answers share: usage, timings, reasons, log-probabilities.
+
+Knows: the shapes of those objects. Does not know: where in an answer they stand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from legato.core.plan import TokenLogprobs
+from legato.core.sequence import FinishReason
+from legato.server.ask import Result
+from legato.text.tokenizer import Tokenizer
+
+REASONS = {
+    FinishReason.STOP: "stop",
+    FinishReason.LENGTH: "length",
+    FinishReason.DEADLINE: "length",
+    FinishReason.ABORT: "stop",
+    FinishReason.ERROR: "error",
+}
+
+
+def reason_of(reason: FinishReason | None, stop_reason: str | int | None) -> tuple[str, str | int | None]:
+    """(finish_reason, stop_reason); a deadline is a kind of length."""
+    if reason is None:
+        return "stop", None
+    return REASONS[reason], "deadline" if reason is FinishReason.DEADLINE else stop_reason
+
+
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
+
+
+def timings(result: Result) -> dict[str, Any]:
+    """Milliseconds, rounded to a microsecond."""
+    return {k: v if isinstance(v, int) else round(v, 3) for k, v in asdict(result.timings).items()}
+
+
+def chat_logprobs(tokenizer: Tokenizer, found: list[TokenLogprobs], as_ids: bool) -> list[dict[str, Any]]:
+    """`content` of a message's logprobs."""
+    return [
+        _chat_token(tokenizer, t.token_id, t.logprob, as_ids)
+        | {"top_logprobs": [_chat_token(tokenizer, i, p, as_ids) for i, p in t.top]}
+        for t in found
+    ]
+
+
+def _chat_token(tokenizer: Tokenizer, token_id: int, logprob: float, as_ids: bool) -> dict[str, Any]:
+    name = f"token_id:{token_id}" if as_ids else tokenizer.token_text(token_id)
+    return {"token": name, "logprob": max(logprob, -9999.0), "bytes": list(tokenizer.token_bytes(token_id))}
+
+
+def token_name(tokenizer: Tokenizer, token_id: int, as_ids: bool) -> str:
+    """A token as the keys of a text's logprobs spell it: part of a character is shown by its bytes."""
+    if as_ids:
+        return f"token_id:{token_id}"
+    data = tokenizer.token_bytes(token_id)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{b:02x}" for b in data)
+
+
+class TextLogprobs:
+    """A text completion's logprobs object, growing: offsets count characters from the text's begin."""
+
+    def __init__(self, tokenizer: Tokenizer, as_ids: bool) -> None:
+        self._tokenizer, self._as_ids = tokenizer, as_ids
+        self._offset = 0
+        self._held = b""
+        self.empty()
+
+    def empty(self) -> None:
+        self.tokens: list[str] = []
+        self.token_logprobs: list[float | None] = []
+        self.top_logprobs: list[dict[str, float] | None] = []
+        self.text_offset: list[int] = []
+
+    def first(self, token_id: int) -> None:
+        """A prompt's first token, which nothing predicts."""
+        self._place(token_id)
+        self.token_logprobs.append(None)
+        self.top_logprobs.append(None)
+
+    def add(self, found: list[TokenLogprobs]) -> None:
+        for t in found:
+            self._place(t.token_id)
+            self.token_logprobs.append(t.logprob)
+            self.top_logprobs.append({token_name(self._tokenizer, i, self._as_ids): p for i, p in t.top} | self._own(t))
+
+    def _own(self, t: TokenLogprobs) -> dict[str, float]:
+        """The chosen token stands among the likeliest even when it is none of them."""
+        return {token_name(self._tokenizer, t.token_id, self._as_ids): t.logprob} if t.top else {}
+
+    def _place(self, token_id: int) -> None:
+        self.tokens.append(token_name(self._tokenizer, token_id, self._as_ids))
+        self.text_offset.append(self._offset)
+        data = self._held + (b"" if self._tokenizer.is_special(token_id) else self._tokenizer.token_bytes(token_id))
+        whole = data.decode("utf-8", "ignore")
+        self._held = data[len(whole.encode()) :] if len(data) - len(whole.encode()) < 4 else b""
+        self._offset += len(whole)
+
+    def take(self) -> dict[str, Any]:
+        """What was added since the last call."""
+        taken = {
+            "tokens": self.tokens,
+            "token_logprobs": self.token_logprobs,
+            "top_logprobs": self.top_logprobs,
+            "text_offset": self.text_offset,
+        }
+        self.empty()
+        return taken
+
+
+def prompt_logprobs(
+    tokenizer: Tokenizer, found: list[TokenLogprobs] | None
+) -> list[dict[str, dict[str, Any]] | None] | None:
+    """One entry a prompt token: ids to logprob, rank and text; None for the first."""
+    if found is None:
+        return None
+    out: list[dict[str, dict[str, Any]] | None] = [None]
+    for t in found:
+        entry = {
+            str(i): {"logprob": p, "rank": rank, "decoded_token": tokenizer.token_text(i)}
+            for rank, (i, p) in enumerate(t.top, 1)
+        }
+        own = {"logprob": t.logprob, "rank": t.rank, "decoded_token": tokenizer.token_text(t.token_id)}
+        out.append(entry | {str(t.token_id): own})
+    return out

@@ -1,0 +1,406 @@
+"""`Service`: admission for every protocol, and the streams of answers that come of it.
+
+Knows: limits of what is asked, the tokenizer and the template, who is in flight. Does not know: HTTP, JSON, the engine.
+
+What is refused is refused by `begin`, before anything was sent: a field out of range, a model that is not here, a
+full queue, a server that is loading or draining. After that an `AnswerStream` brings what each step brought.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from enum import StrEnum
+
+from legato.answers import Answer
+from legato.assemble import Assembly
+from legato.completion import Completion, Delta, Receipt
+from legato.core.events import Event
+from legato.core.plan import TokenLogprobs
+from legato.core.request import Request
+from legato.core.sequence import FinishReason
+from legato.errors import LegatoError, OverloadedError, RequestError
+from legato.server.ask import Ask, Chat, Ids, Prompt, Result, Text
+from legato.server.bridge import Bridge
+from legato.server.limits import ServerLimits
+from legato.server.problems import Problem
+from legato.text.chat import encode_chat
+from legato.text.stream import TextStream
+from legato.text.template import ChatTemplate, checked_messages
+from legato.text.tokenizer import Tokenizer
+
+SALT = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+class State(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What is known of the one model that is served.
+
+    name     what clients call it
+    digests  receipts need them; "" until somebody asked
+    """
+
+    name: str
+    created: int
+    context_length: int
+    vocab_size: int
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    isa: str
+    threads: int
+    kv: str
+    max_seqs: int
+
+    @classmethod
+    def of(cls, parts: Assembly, name: str) -> Model:
+        return cls(
+            name=name,
+            created=int(time.time()),
+            context_length=parts.engine.scheduler.limits.context_length,
+            vocab_size=parts.vocab_size,
+            tokenizer=parts.tokenizer,
+            template=parts.template,
+            isa=parts.executor.isa,
+            threads=parts.executor.threads,
+            kv=str(parts.kv_format),
+            max_seqs=parts.engine.scheduler.limits.max_running,
+        )
+
+
+class AnswerStream:
+    """The answers to one `Ask` as they come: `async for deltas in stream`, then `result()`.
+
+    A delta's `index` is its choice. An empty list says that nothing came for a while: time for a sign of life.
+    Ends when every answer has ended; raises `Problem` when the server itself has to stop.
+    """
+
+    def __init__(self, ask: Ask, answers: Sequence[Answer], service: Service) -> None:
+        self.ask = ask
+        self.answers = answers
+        self.service = service
+        self.aborted = False
+        self.places = len(answers) * ask.params.n
+        self._fault: Problem | None = None
+        self._ready: list[Delta] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self.idle_since = service.clock()
+
+    @property
+    def finished(self) -> bool:
+        return all(answer.finished for answer in self.answers)
+
+    def __aiter__(self) -> AnswerStream:
+        return self
+
+    async def __anext__(self) -> list[Delta]:
+        if not self._ready and self._fault is None and not self.finished:
+            self._waiter = self.service.loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self._fault is not None:
+            raise self._fault
+        if not self._ready and self.finished:
+            raise StopAsyncIteration
+        taken, self._ready = self._ready, []
+        self.idle_since = self.service.clock()
+        return taken
+
+    def take(self, prompt: int, deltas: list[Delta]) -> None:
+        """What one answer's last event brought; `wake` tells the reader."""
+        n = self.ask.params.n
+        include = self.ask.include_stop
+        for delta in deltas:
+            if prompt:
+                delta = replace(delta, index=prompt * n + delta.index)
+            if include and isinstance(delta.stop_reason, str):
+                delta = replace(delta, text=delta.text + delta.stop_reason)
+            self._ready.append(delta)
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def fail(self, fault: Problem) -> None:
+        """Ends the stream for a reason of the server's own."""
+        self._fault = self._fault or fault
+        self.abort()
+        self.wake()
+
+    def abort(self) -> None:
+        """Nobody wants the rest. Pages come free with the next step."""
+        if not self.aborted:
+            self.aborted = True
+            for answer in self.answers:
+                if not answer.finished:
+                    self.service.bridge.abort(answer.request.request_id)
+
+    def prompt_ids(self, prompt: int) -> Sequence[int]:
+        return self.answers[prompt].request.prompt_ids
+
+    def prompt_logprobs(self, prompt: int) -> list[TokenLogprobs] | None:
+        return self.answers[prompt].prompt_logprobs
+
+    def result(self) -> Result:
+        """What there is; whole once the stream has ended."""
+        return Result([self._completion(answer) for answer in self.answers])
+
+    def _completion(self, answer: Answer) -> Completion:
+        model, seed = self.service.model, answer.request.params.seed or 0
+        done = answer.completion(Receipt(model.name, model.isa, model.threads, model.kv, seed, ""))
+        if not self.ask.include_stop:
+            return done
+        outputs = [
+            replace(o, text=o.text + o.stop_reason) if isinstance(o.stop_reason, str) else o for o in done.outputs
+        ]
+        return replace(done, outputs=outputs)
+
+
+class Service:
+    """One model behind one bridge. Lives on the event loop; only `encode` runs elsewhere.
+
+    names  other names that clients may call the model by
+    """
+
+    def __init__(self, bridge: Bridge, limits: ServerLimits, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.bridge, self.limits, self.clock = bridge, limits, clock
+        self.loop = asyncio.get_running_loop()
+        self.state = State.LOADING
+        self.problem = ""
+        self.progress = 0.0
+        self._model: Model | None = None
+        self._streams: dict[str, tuple[AnswerStream, int]] = {}
+        self._places: dict[str, int] = {}
+        self._numbers = itertools.count(1)
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="encode")
+        self._seconds_each = 1.0
+        self.many_tenants = False
+
+    @property
+    def model(self) -> Model:
+        """The model; 503 while there is none."""
+        if self._model is None:
+            raise Problem(
+                503, "the model is being loaded; /ready tells when it is there", code="loading", retry_after_s=1
+            )
+        return self._model
+
+    def ready(self, model: Model) -> None:
+        self._model, self.state = model, State.READY
+
+    @property
+    def num_places(self) -> int:
+        """Answers that may be in flight: running, and waiting for their turn."""
+        model = self.model
+        queue = self.limits.queue if self.limits.queue is not None else 4 * model.max_seqs
+        return model.max_seqs + queue
+
+    @property
+    def num_in_flight(self) -> int:
+        """Answers that the engine still has to end."""
+        return sum(self._places.values())
+
+    def streams(self) -> list[AnswerStream]:
+        """Of all requests in flight."""
+        return list({id(stream): stream for stream, _ in self._streams.values()}.values())
+
+    # -- admission ------------------------------------------------------------------------------------------------
+
+    def check_open(self) -> None:
+        """Raises a 503 unless new requests are taken."""
+        if self.state is State.DRAINING:
+            raise Problem(503, "the server is shutting down; try another one", code="draining", retry_after_s=5)
+        if self.state is State.ERROR:
+            raise Problem(503, "the engine has failed; the server has to be restarted", code="engine_error")
+        assert self.model
+
+    def check_model(self, name: str) -> None:
+        """Raises a 404 for a model that is not the one here."""
+        here = self.model.name
+        if name and name != here:
+            near = get_close_matches(name, [here], 1, 0.4)
+            hint = f"did you mean {here!r}?" if near else f"this server has {here!r}"
+            raise Problem(404, f"model {name[:120]!r} is not here; {hint}", param="model", code="model_not_found")
+
+    async def begin(self, ask: Ask, tenant: str = "") -> AnswerStream:
+        """Admits all of `ask` or raises why not: `Problem`, `RequestError`, `CapacityError`, `OverloadedError`."""
+        self.check_open()
+        self.check_model(ask.model)
+        self._check(ask)
+        wanted = len(ask.prompts) * ask.params.n
+        self._check_room(wanted, tenant)
+        self._places[tenant] = self._places.get(tenant, 0) + wanted
+        stream: AnswerStream | None = None
+        try:
+            ids = await self.encode(ask.prompts, ask.truncate)
+            requests = [self._request(ask, prompt_ids, tenant) for prompt_ids in ids]
+            stream = AnswerStream(ask, [self._answer(ask, request) for request in requests], self)
+            self._streams.update({request.request_id: (stream, i) for i, request in enumerate(requests)})
+            self.check_open()
+            await self.bridge.submit(requests)
+        except BaseException:
+            if stream is not None:  # a cancelled wait may have left it admitted
+                stream.abort()
+                for request in requests:
+                    self._streams.pop(request.request_id, None)
+            self._free(tenant, wanted if stream is None else stream.places)
+            raise
+        return stream
+
+    async def encode(self, prompts: Sequence[Prompt], truncate: int | None = None) -> list[list[int]]:
+        """Token ids of each prompt, worked out beside the event loop."""
+        model = self.model
+
+        def work() -> list[list[int]]:
+            return [prompt_ids(model, prompt, truncate) for prompt in prompts]
+
+        return await self.loop.run_in_executor(self._pool, work)
+
+    async def aside(self, work: Callable[[], object]) -> object:
+        """Runs `work` beside the event loop."""
+        return await self.loop.run_in_executor(self._pool, work)
+
+    def _check(self, ask: Ask) -> None:
+        limits = self.limits
+        if not 1 <= len(ask.prompts) <= limits.prompts:
+            raise RequestError("prompt", len(ask.prompts), f"1 to {limits.prompts} prompts", "send several requests")
+        for prompt in ask.prompts:
+            if isinstance(prompt, Chat) and len(prompt.messages) > limits.messages:
+                raise RequestError("messages", len(prompt.messages), f"at most {limits.messages} messages")
+        for stop in ask.params.stop:
+            if len(stop.encode("utf-8", "surrogatepass")) > limits.stop_bytes:
+                raise RequestError("stop", stop, f"strings of at most {limits.stop_bytes} bytes")
+        if ask.salt and not SALT.fullmatch(ask.salt):
+            raise RequestError("cache_salt", ask.salt, "1 to 128 letters, digits, - and _")
+
+    def _check_room(self, wanted: int, tenant: str) -> None:
+        places, taken = self.num_places, self.num_in_flight
+        if wanted > places:
+            raise RequestError("n", wanted, f"at most {places} answers in one request", "ask for fewer at once")
+        wait_s = min(60.0, max(1.0, self._seconds_each * taken / self.model.max_seqs / 2))
+        if taken + wanted > places:
+            raise OverloadedError(f"the queue is full: {taken} of {places} places are taken", wait_s)
+        share = max(self.model.max_seqs, int(places * self.limits.tenant_share))
+        own = self._places.get(tenant, 0)
+        if self.many_tenants and own and own + wanted > share:
+            raise OverloadedError(f"this key has {own} of the {share} places it may take", wait_s)
+
+    def _request(self, ask: Ask, ids: Sequence[int], tenant: str) -> Request:
+        params = ask.params
+        if params.seed is None:
+            params = replace(params, seed=secrets.randbits(63))
+        name = f"r{next(self._numbers)}"
+        return Request(name, tuple(ids), params, ask.priority, ask.salt, tenant, ask.deadline_ms)
+
+    def _answer(self, ask: Ask, request: Request) -> Answer:
+        tokenizer, params, ids = self.model.tokenizer, request.params, request.prompt_ids
+        return Answer(
+            request,
+            lambda: TextStream(tokenizer, params.stop, skip_special=ask.skip_special, prompt_ids=ids),
+            lambda index: self.bridge.abort(request.request_id, index, FinishReason.STOP),
+        )
+
+    # -- what the engine tells ------------------------------------------------------------------------------------
+
+    def deliver(self, events: list[Event]) -> None:
+        """Feeds one step's events to their streams, then wakes each of those once."""
+        touched: dict[int, AnswerStream] = {}
+        for event in events:
+            found = self._streams.get(event.request_id)
+            if found is None:
+                continue
+            stream, prompt = found
+            answer = stream.answers[prompt]
+            answer.feed(event)
+            if answer.deltas:
+                stream.take(prompt, answer.take())
+            if event.finish_reason is not None:
+                self._ended(stream, answer, event)
+            touched[id(stream)] = stream
+        for stream in touched.values():
+            stream.wake()
+
+    def _ended(self, stream: AnswerStream, answer: Answer, event: Event) -> None:
+        stream.places -= 1
+        self._free(answer.request.tenant, 1)
+        if event.usage is not None and "finished" in event.usage.marks and "scheduled" in event.usage.marks:
+            seconds = event.usage.marks["finished"] - event.usage.marks["scheduled"]
+            self._seconds_each += 0.1 * (seconds - self._seconds_each)
+        if answer.finished:
+            del self._streams[answer.request.request_id]
+
+    def engine_ended(self, error: LegatoError) -> None:
+        """Every stream ends in an error; no new ones are taken."""
+        if self.state is not State.DRAINING:
+            self.state, self.problem = State.ERROR, str(error)
+        fault = Problem(500, "the engine ended before this answer was whole", code="engine_error", retry_after_s=5)
+        for stream in self.streams():
+            stream.fail(fault)
+        self._streams.clear()
+        self._places.clear()
+
+    def _free(self, tenant: str, places: int) -> None:
+        left = self._places.get(tenant, 0) - places
+        if left > 0:
+            self._places[tenant] = left
+        else:
+            self._places.pop(tenant, None)
+
+    # -- time -----------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Called every second or so: streams that were silent for long get a chance to say that they live."""
+        now = self.clock()
+        for stream in self.streams():
+            if now - stream.idle_since >= self.limits.ping_s:
+                stream.wake()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._model is not None and self._model.template is not None:
+            self._model.template.close()
+
+
+def prompt_ids(model: Model, prompt: Prompt, truncate: int | None = None) -> list[int]:
+    """Token ids of one prompt. Raises `RequestError` for what is empty or refused by the template."""
+    match prompt:
+        case Chat():
+            ids = _chat_ids(model, prompt)
+        case Text():
+            if not prompt.text:
+                raise RequestError("prompt", prompt.text, "text that is not empty")
+            ids = model.tokenizer.encode(prompt.text, add_special=prompt.add_special)
+        case Ids():
+            ids = list(prompt.ids)
+    return ids if truncate is None else ids[-truncate:]
+
+
+def _chat_ids(model: Model, prompt: Chat) -> list[int]:
+    if model.template is None:
+        text = "\n".join(m.get("content") or "" for m in checked_messages(prompt.messages))
+        if not text:
+            raise RequestError("messages", "", "text that is not empty")
+        return model.tokenizer.encode(text)
+    return encode_chat(
+        model.tokenizer,
+        model.template,
+        prompt.messages,
+        tools=prompt.tools,
+        add_generation_prompt=prompt.add_generation_prompt,
+        **prompt.variables,
+    )
