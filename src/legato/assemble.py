@@ -22,6 +22,7 @@ from legato.models.decoder import Decoder
 from legato.models.load import Blueprint, build_decoder, read_blueprint
 from legato.runtime.kv_store import KvPlan, free_memory, plan_pages
 from legato.runtime.runner import Runner
+from legato.text.grammar import Grammars
 from legato.text.template import ChatTemplate
 from legato.text.tokenizer import Tokenizer
 from legato.weights.hub import Report, resolve_model
@@ -84,7 +85,13 @@ def assemble(config: Config, fetching: Report, loading: Report) -> Assembly:
         max_seqs=config.max_seqs,
     )
     vocab_size = min(tokenizer.vocab_size, spec.vocab_size)
-    runner = Runner(executor, page_size=config.page_size, vocab_size=vocab_size, eos_ids=tokenizer.eos_ids)
+    runner = Runner(
+        executor,
+        page_size=config.page_size,
+        vocab_size=vocab_size,
+        eos_ids=tokenizer.eos_ids,
+        grammars=Grammars(tokenizer, vocab_size),
+    )
     return Assembly(
         config=config,
         source=source,

@@ -132,6 +132,7 @@ class LLM:
             if self._sessions is not None:
                 self._sessions.close()
             self.parts.executor.close()
+            self.parts.runner.close()
             if self.parts.template is not None:
                 self.parts.template.close()
 

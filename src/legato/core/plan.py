@@ -60,9 +60,12 @@ class SliceResult:
     logprobs         one a token in token_ids, when asked for
     prompt_logprobs  when asked for: one for each row r with logits whose next token r + 1 is in the prompt
     error            a fault of this sequence alone (for example a NaN in its logits)
+    complete         the answer's grammar is complete: an end token among token_ids ends it, whatever min_tokens and
+                     ignore_eos say
     """
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
     error: str | None = None
+    complete: bool = False

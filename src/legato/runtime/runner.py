@@ -16,26 +16,44 @@ from legato.kernels.ops import Batch, Executor, FloatArray, IntArray
 from legato.runtime.pack import pack
 from legato.runtime.sampler import NotFiniteError, Sampler, logprobs_of, needs_logits
 from legato.runtime.verify import verify
+from legato.text.grammar import GrammarFault, Grammars, Matcher
 
 
 class Runner:
     """Anything that happens on the device happens from here.
 
     vocab_size  the tokenizer's; a head padded beyond it never yields those ids
+    grammars    compiles what answers must match; None: a request with a grammar is refused
     """
 
-    def __init__(self, executor: Executor, *, page_size: int, vocab_size: int, eos_ids: Collection[int]) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        page_size: int,
+        vocab_size: int,
+        eos_ids: Collection[int],
+        grammars: Grammars | None = None,
+    ) -> None:
         self.executor = executor
         self.page_size = page_size
-        self.sampler = Sampler(vocab_size, eos_ids)
+        self.sampler = Sampler(vocab_size, eos_ids, grammars)
 
     def admit(self, params: SamplingParams) -> None:
         """Makes ready what `params` ask of the sampler, or raises `RequestError`.
 
         It may take seconds: call it from the asking thread, before `Engine.add`.
         """
-        if params.grammar is not None:
+        if params.grammar is None:
+            return
+        if self.sampler.grammars is None:
             raise RequestError("grammar", params.grammar.kind.value, "no grammar: this engine cannot constrain answers")
+        self.sampler.grammars.admit(params.grammar)
+
+    def close(self) -> None:
+        """Ends what `admit` has started."""
+        if self.sampler.grammars is not None:
+            self.sampler.grammars.close()
 
     def run(self, plan: Plan) -> list[SliceResult]:
         """One step; a result for each slice, in order. A fault in one row is that slice's `error` alone."""
@@ -83,13 +101,13 @@ class Runner:
         num_choosing = 1 + len(seq.draft_ids) if s.end == seq.num_tokens else 0
         first = s.num_logits - num_choosing
         try:
-            if seq.request.params.grammar is not None:
-                return SliceResult(error="this engine cannot constrain answers")
             if seq.request.params.prompt_logprobs is not None:
                 result.prompt_logprobs = self._prompt_logprobs(s, logits)
             if num_choosing:
                 result.token_ids, result.logprobs = self._choose(s, logits[first:], best[first:])
-        except NotFiniteError as error:
+                if seq.request.params.grammar is not None:
+                    result.complete = not self.sampler.ends.isdisjoint(result.token_ids)
+        except (NotFiniteError, GrammarFault) as error:
             return SliceResult(error=f"{error} at position {s.end - 1}")
         return result
 
@@ -101,16 +119,23 @@ class Runner:
             token_id = int(best[i])
             if token_id < 0:
                 raise NotFiniteError("the model's logits are not finite")
+            if params.grammar is not None and not self.sampler.ends.isdisjoint(accepted):
+                return token_id  # the answer has ended: what comes after is dropped
+            matcher = self.sampler.matcher(seq, accepted)
             plain = not needs_logits(params, seq.num_output_tokens + i) and token_id < self.sampler.vocab_size
-            if plain:
+            if plain and (matcher is None or self._allows(matcher, params, token_id)):
                 return token_id
-            token_id, logprobs = self.sampler.sample(seq, accepted, logits[i])
+            token_id, logprobs = self.sampler.sample(seq, accepted, logits[i], matcher)
             if logprobs is not None:
                 found.append(logprobs)
             return token_id
 
         token_ids = verify(seq.draft_ids, choose_next)
         return token_ids, found if params.logprobs is not None else None
+
+    def _allows(self, matcher: Matcher, params: SamplingParams, token_id: int) -> bool:
+        """Whether the likeliest token of all is in the grammar: then it is the likeliest that is, without a mask."""
+        return not (params.ignore_eos and token_id in self.sampler.ends) and matcher.takes(token_id)
 
     def _prompt_logprobs(self, s: Slice, logits: FloatArray) -> list[TokenLogprobs]:
         """Row j speaks of the token at position end - num_logits + j + 1, as far as the prompt goes."""

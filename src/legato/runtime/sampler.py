@@ -6,7 +6,7 @@ A token depends only on its own row, its sequence's tokens, and (seed, answer in
 hash of those three, not a stream. So neighbours, preemption, chunking and rejected drafts cannot change it.
 
 The order of operations: logprobs are read from the raw logits; then logit_bias, repetition, presence and frequency
-penalties, the ban of end tokens below min_tokens, temperature, min_p, top_k, top_p, and one draw.
+penalties, the grammar, the ban of end tokens below min_tokens, temperature, min_p, top_k, top_p, and one draw.
 """
 
 from __future__ import annotations
@@ -22,12 +22,18 @@ from numpy.typing import NDArray
 from legato.core.plan import TokenLogprobs
 from legato.core.request import SamplingParams
 from legato.core.sequence import Sequence
+from legato.text.grammar import GrammarFault, Grammars, Matcher
 
 Row = NDArray[np.float32]
 
 # How many of the likeliest tokens are sorted first when only top_p or min_p bounds the choice;
 # if they do not hold enough probability, everything is sorted.
 _FIRST_LOOK = 512
+
+
+# What a byte of a mask adds to eight logits, the lowest bit's first: 0 where allowed. 0.04 ms for 150,000 tokens.
+_ADDED = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0, -np.inf)
+_ADDED = _ADDED.astype(np.float32)
 
 
 class NotFiniteError(ArithmeticError):
@@ -80,6 +86,11 @@ def penalise(row: Row, params: SamplingParams, seen: Seen) -> None:
         ids = np.fromiter(seen.output.keys(), np.int64)
         counts = np.fromiter(seen.output.values(), np.float32)
         row[ids] -= np.float32(params.presence_penalty) + np.float32(params.frequency_penalty) * counts
+
+
+def mask_row(row: Row, allowed: bytes) -> None:
+    """Takes the tokens whose bit is not set out of the choice, in place."""
+    row += _ADDED.take(np.frombuffer(allowed, np.uint8), axis=0).reshape(-1)[: len(row)]
 
 
 def choose(row: Row, params: SamplingParams, draw: float) -> int:
@@ -142,26 +153,51 @@ def logprobs_of(row: Row, token_id: int, k: int) -> TokenLogprobs:
 
 
 class Sampler:
-    """Chooses tokens; remembers for each sequence only which tokens were counted for its penalties.
+    """Chooses tokens; remembers of each sequence which tokens were counted for its penalties, and where it stands in
+    its grammar.
 
     vocab_size  ids from here on are padding of the head and are never chosen
     eos_ids     banned while min_tokens is not reached (with the request's own stop ids)
+    grammars    None: requests with a grammar are not admitted
     """
 
-    def __init__(self, vocab_size: int, eos_ids: Collection[int]) -> None:
+    def __init__(self, vocab_size: int, eos_ids: Collection[int], grammars: Grammars | None = None) -> None:
         self.vocab_size = vocab_size
-        self.eos_ids = tuple(eos_ids)
+        self.eos_ids = tuple(i for i in eos_ids if i < vocab_size)
+        self.ends = frozenset(self.eos_ids)
+        self.grammars = grammars
         self._seen: dict[int, Seen] = {}
+        self._matchers: dict[int, Matcher] = {}
 
     def forget(self, seq_ids: Iterable[int]) -> None:
         """Drops what is remembered of sequences that ended."""
         for seq_id in seq_ids:
             self._seen.pop(seq_id, None)
+            self._matchers.pop(seq_id, None)
 
-    def sample(self, seq: Sequence, accepted: list[int], raw: Row) -> tuple[int, TokenLogprobs | None]:
+    def matcher(self, seq: Sequence, accepted: list[int]) -> Matcher | None:
+        """Where the answer stands in its grammar after `seq.token_ids + accepted`; None if it has none.
+
+        Raises GrammarFault when the answer is not in its grammar any more.
+        """
+        grammar = seq.request.params.grammar
+        if grammar is None:
+            return None
+        matcher = self._matchers.get(seq.seq_id)
+        if matcher is None:
+            if self.grammars is None:
+                raise GrammarFault("this engine cannot constrain answers")
+            matcher = self._matchers[seq.seq_id] = self.grammars.matcher(grammar)
+        matcher.follow(seq.token_ids, seq.num_prompt_tokens, accepted)
+        return matcher
+
+    def sample(
+        self, seq: Sequence, accepted: list[int], raw: Row, matcher: Matcher | None = None
+    ) -> tuple[int, TokenLogprobs | None]:
         """The token after `seq.token_ids + accepted`, from its raw row of logits (left unchanged).
 
-        Raises NotFiniteError when the row cannot be trusted.
+        matcher  the answer's place in its grammar, where it has one
+        Raises NotFiniteError when the row cannot be trusted, GrammarFault when the grammar leaves nothing to choose.
         """
         params = seq.request.params
         row = raw[: self.vocab_size].copy()
@@ -171,14 +207,29 @@ class Sampler:
             row[token_id] += np.float32(bias)
         if params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
             penalise(row, params, self._counts(seq, accepted))
-        num_output = seq.num_output_tokens + len(accepted)
-        if num_output < params.min_tokens:
+        early = seq.num_output_tokens + len(accepted) < params.min_tokens
+        if matcher is not None:
+            self._constrain(row, params, matcher, early)
+        elif early:
             row[list(self.eos_ids) + list(params.stop_token_ids)] = -np.inf
         position = len(seq.token_ids) + len(accepted)
         token_id = choose(row, params, uniform(params.seed or 0, seq.index, position))
+        if matcher is not None and row[token_id] == -np.inf:  # a draw that rounding put beyond the last candidate
+            token_id = int(row.argmax())
         if params.logprobs is None:
             return token_id, None
         return token_id, logprobs_of(raw[: self.vocab_size], token_id, params.logprobs)
+
+    def _constrain(self, row: Row, params: SamplingParams, matcher: Matcher, early: bool) -> None:
+        """Leaves what the grammar allows. End tokens that may not come yet stay if the grammar has nothing else."""
+        mask_row(row, matcher.allowed())
+        barred = [*self.eos_ids, *params.stop_token_ids] if early else [*self.eos_ids] if params.ignore_eos else []
+        kept = row[barred]
+        row[barred] = -np.inf
+        if row.max() == -np.inf:
+            row[barred] = kept
+            if row.max() == -np.inf:
+                raise GrammarFault("the grammar allows none of the model's tokens")
 
     def _counts(self, seq: Sequence, accepted: list[int]) -> Seen:
         seen = self._seen.get(seq.seq_id)

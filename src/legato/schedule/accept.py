@@ -47,7 +47,7 @@ def _append(seq: Sequence, event: Event, result: SliceResult, eos_ids: Set[int])
     """Appends until a token ends the answer; what was accepted past the end is dropped."""
     taken = 0
     for token_id in result.token_ids:
-        stops = is_stop(seq, token_id, eos_ids)
+        stops = is_stop(seq, token_id, eos_ids) or (result.complete and token_id in eos_ids)
         seq.token_ids.append(token_id)
         taken += 1
         if stops:

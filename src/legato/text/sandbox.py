@@ -162,7 +162,7 @@ def serve(link: socket.socket, read_limit: int) -> None:
 
     for name in ("jinja2.ext", "jinja2.sandbox"):  # now, so that `ready` means ready
         importlib.import_module(name)
-    _limit_memory()
+    limit_memory(HEADROOM)
     link.sendall(packed({"ready": True}))
     first = receive(link, read_limit)
     if first is None:
@@ -186,15 +186,15 @@ def serve(link: socket.socket, read_limit: int) -> None:
             link.sendall(packed({"error": e.kind, "message": str(e)}))
 
 
-def _limit_memory() -> None:
-    """Lets the address space grow by HEADROOM from here. Where a system cannot, the parent's clock is the limit."""
+def limit_memory(headroom: int) -> None:
+    """Lets the address space grow by `headroom` bytes. Where a system cannot, the parent's clock is the limit."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         with open("/proc/self/statm", encoding="ascii") as f:
             used = int(f.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + HEADROOM, used + HEADROOM))
+        resource.setrlimit(resource.RLIMIT_AS, (used + headroom, used + headroom))
     except (OSError, ValueError):
         return
 

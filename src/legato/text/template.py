@@ -9,21 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from legato.errors import EngineError, ModelFileError, RequestError
+from legato.errors import ModelFileError, RequestError
 from legato.text import sandbox
-
-if TYPE_CHECKING:
-    import socket
-    import subprocess
+from legato.text.child import Child
 
 TIME_LIMIT_S = 1.0
 SIZE_LIMIT = 4 << 20
-START_LIMIT_S = 20.0  # a child process has to import Jinja on a busy machine
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 # Read, and found to do work in proportion to their messages: these are rendered in this process, without a child.
@@ -142,7 +137,7 @@ class _InChild:
     def __init__(self, source: str, time_limit: float, size_limit: int) -> None:
         self._source, self._time_limit, self._size_limit = source, time_limit, size_limit
         self._lock = threading.Lock()
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._broken: sandbox.TemplateFailure | None = None
 
     def start(self) -> None:
@@ -167,9 +162,9 @@ class _InChild:
         with self._lock:
             self._drop()
 
-    def _ensure(self) -> _Child:
+    def _ensure(self) -> Child:
         if self._child is None:
-            self._child = _Child(read_limit=4 * self._size_limit)
+            self._child = Child(sandbox.__file__, "to render a chat template", 4 * self._size_limit)
         return self._child
 
     def _drop(self) -> None:
@@ -177,7 +172,7 @@ class _InChild:
             self._child.end()
             self._child = None
 
-    def _compile(self, child: _Child) -> None:
+    def _compile(self, child: Child) -> None:
         child.wait_ready()
         try:
             self._ask(child, {"source": self._source, "size_limit": self._size_limit}, self._time_limit)
@@ -187,9 +182,12 @@ class _InChild:
             raise
         child.compiled = True
 
-    def _ask(self, child: _Child, frame: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def _ask(self, child: Child, frame: dict[str, Any], seconds: float) -> dict[str, Any]:
+        body = sandbox.packed(frame)
+        if len(body) > 4 * self._size_limit:
+            raise sandbox.TemplateFailure("template", f"with their tools they are {len(body)} bytes; too many")
         try:
-            answer = child.exchange(frame, seconds)
+            answer = child.exchange(body, seconds)
         except TimeoutError:
             self._drop()
             raise sandbox.TemplateFailure("limit", f"took longer than {seconds:g} s") from None
@@ -201,69 +199,6 @@ class _InChild:
         if "error" in answer:
             raise sandbox.TemplateFailure(answer["error"], answer["message"])
         return answer
-
-
-class _Child:
-    """One child process and the socket to it."""
-
-    def __init__(self, read_limit: int) -> None:
-        import socket
-        import subprocess
-        import sys
-
-        ours, theirs = socket.socketpair()
-        self.compiled = False
-        self._link = ours
-        self._read_limit = read_limit
-        self._ready = False
-        arguments = [str(theirs.fileno()), str(read_limit), json.dumps(sys.path)]
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", sandbox.__file__, *arguments],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C at a terminal is the parent's, which needs this child afterwards
-            )
-        except OSError as e:
-            ours.close()
-            raise EngineError(f"cannot start {sys.executable!r} to render a chat template: {e.strerror}") from None
-        finally:
-            theirs.close()
-        self.end = weakref.finalize(self, _end, self._process, ours)
-
-    def wait_ready(self) -> None:
-        if not self._ready:
-            from time import monotonic
-
-            end = monotonic() + START_LIMIT_S
-            try:
-                answer = sandbox.receive(self._link, self._read_limit, lambda: end - monotonic())
-            except (OSError, ValueError):
-                answer = None
-            if answer is None:
-                self.end()
-                raise EngineError("the process that renders chat templates did not start; is jinja2 installed whole?")
-            self._ready = True
-
-    def exchange(self, frame: dict[str, Any], seconds: float) -> dict[str, Any] | None:
-        """Sends a frame and waits for its answer. TimeoutError when that takes too long; None when the child died."""
-        from time import monotonic
-
-        body = sandbox.packed(frame)
-        if len(body) > self._read_limit:
-            raise sandbox.TemplateFailure("template", f"with their tools they are {len(body)} bytes; too many")
-        end = monotonic() + seconds
-        self._link.settimeout(seconds)
-        self._link.sendall(body)
-        return sandbox.receive(self._link, self._read_limit, lambda: end - monotonic())
-
-
-def _end(process: subprocess.Popen[bytes], link: socket.socket) -> None:
-    link.close()
-    process.kill()
-    process.wait()
 
 
 def checked_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
