@@ -21,9 +21,12 @@ from legato.core.request import Request
 from legato.core.sequence import FinishReason
 from legato.errors import EngineError, LegatoError
 from legato.measure.ledger import Ledger, StepRecord
+from legato.measure.step_time import Load, StepCost, StepTimeModel
+from legato.schedule.budget import Budget, Pace
 from legato.schedule.cache_manager import KvReport
+from legato.schedule.forecast import Forecast, Job
 from legato.schedule.limits import Limits
-from legato.schedule.scheduler import Budget, Scheduler
+from legato.schedule.scheduler import Scheduler, TenantReport
 from legato.speculate.proposer import NoProposer, Proposer
 
 log = logging.getLogger(__name__)
@@ -45,7 +48,11 @@ class EngineStats:
 
     num_faults  steps that failed as a whole
     num_leaks   times the idle check found pages without an owner (a fault of ours; they were taken back)
-    total       the sum of all steps
+    num_refused  requests turned away at the door: the queue was full, or a deadline could not be met
+    num_expired  answers ended by their deadline
+    step_error   |measured - predicted| / predicted of steps, of late
+    tenants      those with unfinished answers, by name
+    total       the sum of all steps; total.predicted is what they were expected to take
     """
 
     num_waiting: int
@@ -54,6 +61,10 @@ class EngineStats:
     num_preemptions: int
     num_faults: int
     num_leaks: int
+    num_refused: int
+    num_expired: int
+    step_error: float
+    tenants: dict[str, TenantReport]
     total: StepRecord
 
 
@@ -63,7 +74,11 @@ class Engine:
     eos_ids    tokens that end an answer
     use_cache  False: naive decoding, every token recomputes all before it
     clock      seconds, never going back
-    budget     how many prompt rows a step may carry; None: as many as fit in max_tokens
+    itl_slo_ms   milliseconds between two tokens of a stream that prompts must leave be; None: see `schedule.budget`
+    max_waiting  answers in the queue behind those that can run; more are refused. None: any number
+    step_cost    what a step is expected to cost before any was measured
+    budget       how many prompt rows a step may carry; None: by itl_slo_ms
+    continuous   False: static batching, for comparison
     """
 
     def __init__(
@@ -80,14 +95,24 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
         use_cache: bool = True,
         proposer: Proposer | None = None,
+        itl_slo_ms: float | None = None,
+        max_waiting: int | None = None,
+        step_cost: StepCost | None = None,
         budget: Budget | None = None,
+        continuous: bool = True,
     ) -> None:
-        limits = Limits(num_pages, page_size, max_tokens, max_seqs, context_length)
-        self.scheduler = Scheduler(limits, eos_ids=eos_ids, use_cache=use_cache, budget=budget)
+        limits = Limits(num_pages, page_size, max_tokens, max_seqs, context_length, max_waiting)
+        self.model = StepTimeModel(step_cost)
+        if budget is None:
+            budget = Pace(self.model, None if itl_slo_ms is None else itl_slo_ms / 1000)
+        self.scheduler = Scheduler(
+            limits, eos_ids=eos_ids, use_cache=use_cache, budget=budget, model=self.model, continuous=continuous
+        )
+        self._ended: float | None = None  # when the last step ended, if there was more to do
         self.ledger = Ledger(clock)
         self._runner, self._clock, self._vocab_size = runner, clock, vocab_size
         self._proposer = proposer if proposer is not None else NoProposer()
-        self._num_faults = self._num_leaks = 0
+        self._num_faults = self._num_leaks = self._faults_seen = 0
 
     @property
     def has_work(self) -> bool:
@@ -97,7 +122,8 @@ class Engine:
     def add(self, request: Request) -> list[int]:
         """Queues a request; returns the seq_ids of its n answers.
 
-        `RequestError` for ids outside the vocabulary or an id in flight, `CapacityError` if it can never fit.
+        `RequestError` for ids outside the vocabulary or an id in flight, `CapacityError` if it can never fit,
+        `OverloadedError` if the queue is full or the deadline cannot be met.
         """
         request.check_vocab(self._vocab_size)
         return self.scheduler.add(request, self._clock())
@@ -108,6 +134,12 @@ class Engine:
         Unknown ids are fine: the request may just have ended by itself.
         """
         self.scheduler.abort(request_id, self._clock(), index, reason)
+
+    def estimate(
+        self, num_prompt_tokens: int = 1, max_tokens: int = 1, *, priority: int = 0, tenant: str = ""
+    ) -> Forecast:
+        """How long a request of so many tokens would wait and run if it came now and nobody after it."""
+        return self.scheduler.forecast(Job(num_prompt_tokens, max_tokens), priority, tenant)
 
     def step(self) -> list[Event]:
         """One step of every sequence that has its turn, and all events since the last one."""
@@ -121,6 +153,8 @@ class Engine:
             self.scheduler.offer(self._propose())
             lap("propose")
             lap.count(plan, results)
+            lap.record.predicted = self.model.seconds(Load.of_record(lap.record)) if plan else 0.0
+        self._learn(lap.record)
         self._settle(events)
         return events
 
@@ -133,6 +167,10 @@ class Engine:
             num_preemptions=scheduler.num_preemptions,
             num_faults=self._num_faults,
             num_leaks=self._num_leaks,
+            num_refused=scheduler.door.num_refused,
+            num_expired=scheduler.num_expired,
+            step_error=self.model.error,
+            tenants=scheduler.by_tenant(),
             total=self.ledger.total,
         )
 
@@ -154,6 +192,14 @@ class Engine:
         except BaseException:
             self.scheduler.abandon(plan)
             raise
+
+    def _learn(self, record: StepRecord) -> None:
+        """What the step teaches of steps' times; a stream has also waited since the end of the one before."""
+        ended = record.started + record.seconds
+        if record.num_seqs and self._num_faults == self._faults_seen:
+            self.model.observe(Load.of_record(record), record.seconds, ended - (self._ended or record.started))
+        self._faults_seen = self._num_faults
+        self._ended = ended if self.scheduler.has_work else None
 
     def _propose(self) -> dict[int, list[int]]:
         """Drafts for the next step; without them nothing is lost but time, so a faulty proposer costs no request."""

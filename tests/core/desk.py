@@ -6,14 +6,29 @@ Knows: how to ask, step and look. Does not know: what should come out.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from legato.core.events import Event
 from legato.core.plan import Plan, Slice, SliceResult
 from legato.core.request import Request, SamplingParams
+from legato.measure.step_time import Load
 from legato.schedule.limits import Limits
 from legato.schedule.scheduler import Scheduler
 
 EOS = 99
+
+
+class Rows:
+    """A budget that asks `allow(rows planned so far)`."""
+
+    def __init__(self, allow: Callable[[int], int]) -> None:
+        self.allow = allow
+
+    def begin(self, streams: Load) -> None:
+        pass
+
+    def rows(self, load: Load, start: int, most: int, logits: bool = False) -> int:
+        return self.allow(load.rows)
 
 
 def scheduler(
@@ -23,18 +38,19 @@ def scheduler(
     max_seqs: int = 8,
     context_length: int = 200,
     use_cache: bool = True,
-    budget: Callable[[Sequence[Slice], object], int] | None = None,
+    max_waiting: int | None = None,
+    **options: Any,
 ) -> Scheduler:
-    limits = Limits(num_pages, page_size, max_tokens, max_seqs, context_length)
-    return Scheduler(limits, eos_ids={EOS}, use_cache=use_cache, budget=budget)
+    limits = Limits(num_pages, page_size, max_tokens, max_seqs, context_length, max_waiting)
+    return Scheduler(limits, eos_ids={EOS}, use_cache=use_cache, **options)
 
 
 def ask(name: str, prompt: int | Sequence[int] = 3, **fields: object) -> Request:
     """A request of `prompt` tokens that nobody else has (or of these very tokens)."""
     own = 1000 * sum(map(ord, name))
     ids = tuple(range(own, own + prompt)) if isinstance(prompt, int) else tuple(prompt)
-    priority, salt = fields.pop("priority", 0), fields.pop("salt", "")
-    return Request(name, ids, SamplingParams(**fields), priority=priority, salt=salt)  # type: ignore[arg-type]
+    own_fields = {key: fields.pop(key) for key in ("priority", "salt", "tenant", "deadline_ms") if key in fields}
+    return Request(name, ids, SamplingParams(**fields), **own_fields)  # type: ignore[arg-type]
 
 
 def land(sched: Scheduler, plan: Plan, tokens: Callable[[Slice], list[int]] = lambda piece: [7]) -> list[Event]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import pytest
-from desk import EOS, ask, land, scheduler, shape, step
+from desk import EOS, Rows, ask, land, scheduler, shape, step
 
-from legato.core.plan import Slice, SliceResult, TokenLogprobs
+from legato.core.plan import SliceResult, TokenLogprobs
 from legato.core.sequence import FinishReason
 from legato.core.sequence import Sequence as Sequence_
 from legato.schedule.scheduler import _Draft
@@ -39,11 +38,11 @@ def test_streams_go_before_prompts_and_the_rest_of_the_step_is_prompt() -> None:
 def test_the_budget_is_asked_with_the_plan_so_far_and_is_kept() -> None:
     seen = []
 
-    def budget(planned: Sequence[Slice], seq: object) -> int:
-        seen.append(sum(s.length for s in planned))
+    def allow(planned: int) -> int:
+        seen.append(planned)
         return 5 if planned else 100
 
-    sched = scheduler(max_tokens=16, budget=budget)
+    sched = scheduler(max_tokens=16, budget=Rows(allow))
     sched.add(ask("a", 2), 0.0)
     step(sched)
     sched.add(ask("b", 30), 0.0)
@@ -54,7 +53,7 @@ def test_the_budget_is_asked_with_the_plan_so_far_and_is_kept() -> None:
 
 
 def test_a_budget_of_nothing_still_lets_a_lone_prompt_advance() -> None:
-    sched = scheduler(budget=lambda planned, seq: -3)
+    sched = scheduler(budget=Rows(lambda planned: -3))
     sched.add(ask("a", 3), 0.0)
     assert [shape(step(sched)[0]) for _ in range(2)] == [[("a", 0, 1, 0)], [("a", 1, 1, 0)]]
 
@@ -92,7 +91,7 @@ def test_more_sequences_than_rows_wait_their_turn() -> None:
 
 
 def test_a_budget_of_nothing_beside_a_stream_is_nothing() -> None:
-    sched = scheduler(budget=lambda planned, seq: 0)
+    sched = scheduler(budget=Rows(lambda planned: 0))
     sched.add(ask("a", 1), 0.0)
     step(sched)
     sched.add(ask("b", 3), 0.0)

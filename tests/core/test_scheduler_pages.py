@@ -67,7 +67,7 @@ def test_naive_decoding_starts_over_after_preemption_too() -> None:
         sched.add(ask(name, 3, max_tokens=7), 0.0)
     while not sched.num_preemptions:
         step(sched)
-    assert [seq.num_computed_tokens for _, _, seq in sched._waiting] == [0]
+    assert [seq.num_computed_tokens for seq in sched._waiting] == [0]
     while sched.has_work:
         step(sched)
 
@@ -88,7 +88,7 @@ def test_a_pinned_sequence_comes_back_only_with_room_for_its_whole_life_and_then
     sched = scheduler(num_pages=10, page_size=1, max_tokens=64)
     for name in "abc":
         sched.add(ask(name, 2, max_tokens=6, priority=5 if name < "c" else 0), 0.0)
-    for _, _, seq in sched._waiting:
+    for seq in sched._waiting:
         seq.num_preemptions = MAX_PREEMPTIONS if seq.request.priority else 0
     assert [s[0] for s in shape(step(sched)[0])] == ["c", "a"], "a and b may come to 7 pages each"
     while sched.has_work:
@@ -103,7 +103,7 @@ def test_pinned_sequences_run_together_if_their_whole_lives_fit(num_pages: int, 
     sched = scheduler(num_pages=num_pages, page_size=1, max_tokens=64)
     for name in "ab":
         sched.add(ask(name, 2, max_tokens=6), 0.0)
-    for _, _, seq in sched._waiting:
+    for seq in sched._waiting:
         seq.num_preemptions = MAX_PREEMPTIONS
     assert len(step(sched)[0].slices) == 1 + together
 
@@ -112,7 +112,7 @@ def test_others_may_run_beside_a_pinned_sequence_as_long_as_there_are_pages() ->
     sched = scheduler(num_pages=13, page_size=1, max_tokens=64)
     for name in "ab":
         sched.add(ask(name, 2, max_tokens=6), 0.0)
-    sched._waiting[0][2].num_preemptions = MAX_PREEMPTIONS
+    next(iter(sched._waiting)).num_preemptions = MAX_PREEMPTIONS
     assert len(step(sched)[0].slices) == 2
 
 

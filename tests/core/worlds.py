@@ -12,10 +12,11 @@ import random
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
+from desk import Rows
 from page_echo import PageEcho, plain_answer
 
 from legato.core.events import Event
-from legato.core.plan import Plan, Slice, TokenLogprobs
+from legato.core.plan import Plan, TokenLogprobs
 from legato.core.request import Request, SamplingParams
 from legato.core.sequence import FinishReason, Sequence
 from legato.engine import Engine
@@ -62,7 +63,7 @@ class World:
         self.use_cache = rng.random() < 0.9
         wrong = rng.choice([0.0, 0.1, 0.5, 1.0])
         proposer = Guesser(self, wrong, rng.choice([1, 2, 4, 9])) if rng.random() < 0.4 else None
-        budget = self.whim if rng.random() < 0.3 else None
+        budget = Rows(lambda planned: rng.randint(-1, 12)) if rng.random() < 0.3 else None
         self.runner = PageEcho(self.num_pages, self.page_size, self.vocab, self.eos)
         self.now = 0.0
         self.engine = Engine(
@@ -88,9 +89,6 @@ class World:
 
     def some_ids(self, count: int) -> list[int]:
         return [self.rng.randrange(self.vocab) for _ in range(count)]
-
-    def whim(self, planned: SequenceOf[Slice], seq: Sequence) -> int:
-        return self.rng.randint(-1, 12)
 
     def spoil(self, seq: Sequence) -> bool:
         if self.rng.random() >= self.fault_rate:

@@ -34,6 +34,7 @@ class StepRecord:
     kv_tokens      keys and values read, a sequence's counted once: sum over slices of their end
     visited        positions that all rows looked at: sum over rows of position + 1
     output_tokens  tokens that came of it
+    predicted      seconds that it was expected to take
     """
 
     started: float = 0.0
@@ -48,6 +49,7 @@ class StepRecord:
     kv_tokens: int = 0
     visited: int = 0
     output_tokens: int = 0
+    predicted: float = 0.0
     laps: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -70,6 +72,7 @@ class StepRecord:
         self.kv_tokens += other.kv_tokens
         self.visited += other.visited
         self.output_tokens += other.output_tokens
+        self.predicted += other.predicted
         for name, seconds in other.laps.items():
             self.laps[name] = self.laps.get(name, 0.0) + seconds
 

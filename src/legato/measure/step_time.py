@@ -8,10 +8,10 @@ Knows: what a step carries in five counts, measured seconds. Does not know: mode
 A few rows cost little, because weights are read once for all of them; from DENSE rows on arithmetic is what counts,
 hence two slopes. The six costs start from an expectation of the model and the machine, are never negative, and are
 fitted to relative errors by least squares with forgetting, apart for each kind of step: a long while of streaming
-does not wash out what was learnt of prompts. `pace` follows the machine as a whole, at once: when a neighbour takes half of
-it, what was learnt of each cost stays true. The fit is one pass of coordinate descent a step over the normal
-equations, started from the last answer. A step far off is taken in only up to a few usual errors, so that a machine
-that stood still for a moment teaches little, and one that has become slower teaches fast.
+does not wash out what was learnt of prompts. `pace` follows the machine as a whole: when a neighbour takes half of it,
+what was learnt of each cost stays true. The fit is two passes of coordinate descent a step over the normal equations,
+started from the last answer. A step far off is taken in only up to a few usual errors, so that a machine that stood
+still for a moment teaches little, and one that has become slower teaches fast.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ class StepTimeModel:
         """A step took `seconds`, and `interval` from the end of the one before (the band covers that, where given)."""
         if not (load.rows > 0 and 0 < seconds < math.inf):
             return
-        predicted, kind = self.seconds(load), load.kind
+        predicted, kind = max(1e-9, self.seconds(load)), load.kind
         ratio = seconds / predicted
         self.num_steps += 1
         self._ratios[kind].add((interval if interval is not None else seconds) / predicted)

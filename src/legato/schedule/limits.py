@@ -20,6 +20,7 @@ class Limits:
     max_tokens            rows of one step
     max_seqs              sequences of one step
     context_length        positions of the model
+    max_waiting           answers in the queue while `max_running` run; None: any number
     """
 
     num_pages: int
@@ -27,10 +28,13 @@ class Limits:
     max_tokens: int
     max_seqs: int
     context_length: int
+    max_waiting: int | None = None
 
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
+            if value is None and f.name == "max_waiting":
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**40:
                 raise UsageError(f"{f.name}={value!r} is not allowed: give a whole number of at least 1")
         if self.context_length < 2:

@@ -1,13 +1,14 @@
 """What the next step does, and what its results mean for every sequence.
 
-Knows: sequences, pages, priorities, a budget of tokens. Does not know: arrays, text; the time is handed in.
+Knows: sequences, pages, priorities, tenants, deadlines, a budget. Does not know: arrays, text; the time is handed in.
 
 There are no phases. A sequence has `num_computed_tokens` and `num_tokens`; every step lets the first catch up with the
 second. A step is filled in this order, under a budget of rows:
 
     1. running sequences with one certain token to go (streams), one row each; then their drafts
-    2. running sequences with more to go (prompts, or coming back after preemption), in chunks
-    3. waiting sequences, if nobody had to be preempted
+    2. running sequences with more to go (prompts, or coming back after preemption), in chunks: the lowest priority
+       number first, then the tenant that was served least, then the earliest
+    3. waiting sequences in the same order, if nobody had to be preempted
 
 Where sequences are
     parked  --leader has the prompt-->  waiting  --admitted-->  running  --> finished
@@ -20,27 +21,29 @@ those of all other pinned ones. So the number of preemptions is bounded, and eve
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Callable, Mapping, Set
+from collections import Counter
+from collections.abc import Mapping, Set
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 from legato.core.events import Event, Usage
 from legato.core.plan import Plan, Slice, SliceResult
 from legato.core.request import Request
 from legato.core.sequence import FinishReason, Sequence
 from legato.errors import RequestError
+from legato.measure.step_time import Load, StepTimeModel
 from legato.schedule.accept import accept
+from legato.schedule.budget import Budget, WholeSteps
 from legato.schedule.cache_manager import CacheManager
+from legato.schedule.door import Door
+from legato.schedule.forecast import Forecast, Job
 from legato.schedule.limits import Limits
 from legato.schedule.page_pool import pages_for
+from legato.schedule.tenants import Tenants
+from legato.schedule.waiting import WaitingQueue
 
 MAX_PREEMPTIONS = 8
-
-Budget = Callable[[SequenceOf[Slice], Sequence], int]
-"""Given the slices planned so far: how many rows of `sequence`, which has more than one to go, the step may add.
-
-The scheduler cuts the answer to the rows that are left, and lifts it to 1 where nothing is planned yet.
-"""
 
 
 def _order(seq: Sequence) -> tuple[int, int]:
@@ -48,11 +51,21 @@ def _order(seq: Sequence) -> tuple[int, int]:
 
 
 class _Draft:
-    """A plan being written: at most one slice a sequence, and the rows that are left."""
+    """A plan being written: at most one slice a sequence, the rows that are left, and, once it is weighed, its load."""
+
+    __slots__ = ("left", "load", "slices")
 
     def __init__(self, max_tokens: int) -> None:
         self.slices: dict[int, Slice] = {}
         self.left = max_tokens
+        self.load: Load | None = None
+
+    def weigh(self) -> Load:
+        """What is planned so far; kept up to date from here on."""
+        self.load = Load()
+        for piece in self.slices.values():
+            self.load.add(piece)
+        return self.load
 
     def add(self, seq: Sequence, length: int) -> None:
         """The next `length` rows of `seq`, instead of what was planned for it so far."""
@@ -62,31 +75,58 @@ class _Draft:
         num_logits = 0 if end <= first else end - max(start, first)
         planned = self.slices.get(seq.seq_id)
         self.left += (planned.length if planned else 0) - length
-        self.slices[seq.seq_id] = Slice(seq, start, length, num_logits)
+        piece = self.slices[seq.seq_id] = Slice(seq, start, length, num_logits)
+        if self.load is not None:
+            self.load.add(piece)
 
     def drop(self, seq: Sequence) -> None:
         piece = self.slices.pop(seq.seq_id, None)
         if piece is not None:
             self.left += piece.length
+            if self.load is not None:
+                self.load.add(piece, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class TenantReport:
+    """Sequences of one tenant, and the service it has received (prompt tokens count 1, answer tokens 2)."""
+
+    num_waiting: int
+    num_running: int
+    service: int
 
 
 class Scheduler:
     """`schedule`, run the plan, `commit`; between the two nothing may be scheduled, but anything added or aborted.
 
-    use_cache=False  naive decoding: each token recomputes the whole sequence, nothing is shared
-    budget           None: as much as the step has room for
+    use_cache=False   naive decoding: each token recomputes the whole sequence, nothing is shared
+    budget            None: as much as the step has room for
+    model             predicts steps, where deadlines and the queue's end ask for it
+    continuous=False  static batching: those who wait when a batch begins run to their ends, and nobody joins them
     """
 
     def __init__(
-        self, limits: Limits, *, eos_ids: Set[int] = frozenset(), use_cache: bool = True, budget: Budget | None = None
+        self,
+        limits: Limits,
+        *,
+        eos_ids: Set[int] = frozenset(),
+        use_cache: bool = True,
+        budget: Budget | None = None,
+        model: StepTimeModel | None = None,
+        continuous: bool = True,
     ) -> None:
-        self.limits = limits
+        self.limits, self.continuous = limits, continuous
         self.cache = CacheManager(limits.num_pages, limits.page_size, share=use_cache)
         self.num_preemptions = 0
         self._eos_ids, self._use_cache = frozenset(eos_ids), use_cache
-        self._budget = budget if budget is not None else lambda planned, seq: limits.max_tokens
-        self._next_id = 0
-        self._waiting: list[tuple[int, int, Sequence]] = []
+        self._budget = budget if budget is not None else WholeSteps()
+        self.tenants = Tenants()
+        self.door = Door(limits, model if model is not None else StepTimeModel(), self._budget)
+        self.num_expired = 0
+        self._next_id = self._seats = 0
+        self._waiting = WaitingQueue(self.tenants)
+        self._owed: dict[int, int] = {}  # prompt tokens that were promised and are not computed yet
+        self._deadlines: list[tuple[float, int, Sequence]] = []
         self._parked: dict[int, list[Sequence]] = {}
         self._running: dict[int, Sequence] = {}  # in the order of `_order`
         self._live: dict[str, list[Sequence]] = {}
@@ -119,6 +159,15 @@ class Scheduler:
             if seq.num_computed_tokens == len(seq.token_ids) - 1 and len(seq.token_ids) + 1 < seq.max_length
         ]
 
+    def by_tenant(self) -> dict[str, TenantReport]:
+        """Everybody who has unfinished sequences."""
+        running = Counter(seq.request.tenant for seq in self._running.values())
+        live = Counter(seq.request.tenant for seqs in self._live.values() for seq in seqs)
+        return {
+            tenant: TenantReport(count - running[tenant], running[tenant], self.tenants.service(tenant))
+            for tenant, count in live.items()
+        }
+
     def check(self) -> None:
         """Raises `EngineError` unless every page is accounted for."""
         self.cache.check([*self._running.values(), *self._landing])
@@ -126,19 +175,25 @@ class Scheduler:
     # -- coming and going -----------------------------------------------------------------------------------------
 
     def add(self, request: Request, now: float) -> list[int]:
-        """Queues the request's n answers; returns their seq_ids. `CapacityError` if it can never fit.
+        """Queues the request's n answers; returns their seq_ids.
 
+        `CapacityError` if it can never fit, `OverloadedError` if the queue is full or its deadline cannot be met.
         Answers after the first wait until the first has computed the prompt, and then find it in the cache.
         """
         if request.request_id in self._live:
             raise RequestError("request_id", request.request_id, "an id that is not in flight", "use a fresh one")
         max_length = self.limits.max_length(request)
+        self.door.check(request, max_length, self._running.values(), self._waiting, self.num_waiting)
         seqs: list[Sequence] = []
         for index in range(request.params.n):
-            seqs.append(Sequence(self._next_id, request, index, max_length, marks={"arrived": now}))
+            seq = Sequence(self._next_id, request, index, max_length, marks={"arrived": now})
+            seqs.append(seq)
             self._next_id += 1
+            self.tenants.join(request.tenant)
+            if request.deadline_ms is not None:
+                heappush(self._deadlines, (now + request.deadline_ms / 1000, seq.seq_id, seq))
         self._live[request.request_id] = seqs.copy()
-        self._enqueue(seqs[0])
+        self._waiting.add(seqs[0])
         if len(seqs) > 1:
             self._parked[seqs[0].seq_id] = seqs[1:]
             self._unpark(seqs[0])
@@ -155,6 +210,10 @@ class Scheduler:
             if index is None or seq.index == index:
                 self._finish(seq, Event(request_id, seq.seq_id, seq.index, finish_reason=reason), now)
 
+    def forecast(self, job: Job, priority: int = 0, tenant: str = "") -> Forecast:
+        """How long a request of so many tokens would wait and run if it came now and nobody after it."""
+        return self.door.forecast(job, self._running.values(), self._waiting, priority, tenant)
+
     def offer(self, drafts: Mapping[int, SequenceOf[int]]) -> None:
         """Pending guesses for sequences that are `ready`; too many are cut, unknown ones ignored."""
         for seq in self.ready if drafts else ():
@@ -167,17 +226,20 @@ class Scheduler:
         """The next step. Never empty while anything runs or waits."""
         assert not self._flying, "commit or abandon the last plan first"
         self.cache.now = now
+        self._expire(now)
         draft, preempted = _Draft(self.limits.max_tokens), self.num_preemptions
         order = tuple(self._running.values())
         for seq in order:
             if seq.num_computed_tokens == len(seq.token_ids) - 1 and seq.seq_id in self._running:
                 self._plan_rows(draft, seq, 1)
         self._plan_drafts(draft)
-        for seq in order:
-            if seq.seq_id not in draft.slices and seq.seq_id in self._running:
-                self._plan_rows(draft, seq, self._chunk(draft, seq))
-        if self.num_preemptions == preempted:
-            self._admit(draft, now)
+        if self._waiting or len(draft.slices) < len(self._running):
+            self._budget.begin(draft.weigh())
+            for seq in self._by_service([seq for seq in order if seq.seq_id not in draft.slices]):
+                if seq.seq_id in self._running:
+                    self._plan_rows(draft, seq, self._chunk(draft, seq))
+            if self.num_preemptions == preempted:
+                self._admit(draft, now)
         self._flying = Plan(tuple(draft.slices.values()))
         return self._flying
 
@@ -187,6 +249,7 @@ class Scheduler:
         for piece, result in zip(plan.slices, results, strict=True):
             if not piece.seq.finished:
                 self._take_in(piece, result, now)
+        self._expire(now)
         events, self._outbox = self._outbox, []
         return events
 
@@ -221,28 +284,51 @@ class Scheduler:
                 draft.add(seq, 1 + len(seq.draft_ids))
                 spare -= len(seq.draft_ids)
 
+    def _by_service(self, seqs: list[Sequence]) -> list[Sequence]:
+        """In the order in which they get rows; they come in the order of `_order`."""
+        if len(seqs) > 1 and len(self.tenants) > 1:
+            service = self.tenants.service
+            seqs.sort(key=lambda seq: (seq.request.priority, service(seq.request.tenant), seq.seq_id))
+        return seqs
+
     def _chunk(self, draft: _Draft, seq: Sequence) -> int:
         """Rows that `seq` may have in this step; at least one when nothing else is planned."""
-        allowed = self._budget(tuple(draft.slices.values()), seq)
+        start, most = seq.num_computed_tokens, min(draft.left, seq.num_tokens - seq.num_computed_tokens)
+        assert draft.load is not None
+        allowed = self._budget.rows(draft.load, start, most, seq.first_logit_row < len(seq.token_ids) - 1)
         if not draft.slices:
             allowed = max(1, allowed)
-        return min(allowed, draft.left, seq.num_tokens - seq.num_computed_tokens)
+        return min(allowed, most)
 
     def _admit(self, draft: _Draft, now: float) -> None:
         """Waiting sequences in order, until one does not fit: nobody overtakes it."""
-        while self._waiting and self.num_running < self.limits.max_running and draft.left > 0:
-            seq = self._waiting[0][2]
+        if not self.continuous and not self._running:
+            self._seats = min(len(self._waiting), self.limits.max_running)
+        while self.num_running < self.limits.max_running and draft.left > 0:
+            seq = self._waiting.head()
+            if seq is None or not (self.continuous or self._seats):
+                return
             if self._chunk(draft, seq) < 1 or not self._fits(seq):
                 return
             length = max(1, self._chunk(draft, seq))  # asked again: a matched prefix changes what a row costs
-            del self._waiting[0]
-            self._running = {s.seq_id: s for s in sorted([*self._running.values(), seq], key=_order)}
-            if seq.num_preemptions == 0:
-                seq.num_cached_tokens, seq.miss = seq.num_computed_tokens, self.cache.explain(seq)
-                seq.marks["scheduled"] = now
+            self._seats -= not self.continuous
+            self._waiting.remove(seq)
+            self._enter(seq, now)
             grown = self.cache.grow(seq, seq.num_computed_tokens + length)
             assert grown
             draft.add(seq, length)
+
+    def _enter(self, seq: Sequence, now: float) -> None:
+        """Among the running ones, at its place; what it has still to compute of its prompt is promised."""
+        last = next(reversed(self._running.values()), None)
+        self._running[seq.seq_id] = seq
+        if last is not None and _order(last) > _order(seq):
+            self._running = {s.seq_id: s for s in sorted(self._running.values(), key=_order)}
+        if seq.num_preemptions == 0:
+            seq.num_cached_tokens, seq.miss = seq.num_computed_tokens, self.cache.explain(seq)
+            seq.marks["scheduled"] = now
+            self._owed[seq.seq_id] = owed = seq.num_prompt_tokens - seq.num_computed_tokens
+            self.tenants.promise(seq.request.tenant, owed)
 
     def _fits(self, seq: Sequence) -> bool:
         """Maps the cached prefix of a waiting sequence if it can be admitted, else leaves it without pages.
@@ -297,7 +383,8 @@ class Scheduler:
         seq.draft_ids.clear()
         seq.num_preemptions += 1
         self.num_preemptions += 1
-        self._enqueue(seq)
+        self._waiting.add(seq)
+        self._seats += not self.continuous
 
     # -- after a step ---------------------------------------------------------------------------------------------
 
@@ -309,11 +396,34 @@ class Scheduler:
             seq.marks.setdefault("first_token", now)
             if not self._use_cache:
                 seq.num_computed_tokens = 0
+        self._serve(seq, len(event.token_ids))
         self._unpark(seq)
         if event.finish_reason is not None:
             self._finish(seq, event, now)
         elif event.token_ids or event.prompt_logprobs:
             self._outbox.append(event)
+
+    def _serve(self, seq: Sequence, answer_tokens: int) -> None:
+        """Counts what a step brought `seq` for its tenant; each token of a prompt once, also if computed again."""
+        computed, owed = 0, self._owed.get(seq.seq_id)
+        if owed is not None:
+            left = 0 if answer_tokens else max(0, seq.num_prompt_tokens - seq.num_computed_tokens)
+            computed = max(0, owed - left)
+            if left:
+                self._owed[seq.seq_id] = owed - computed
+            else:
+                del self._owed[seq.seq_id]
+        if computed or answer_tokens:
+            self.tenants.serve(seq.request.tenant, computed, answer_tokens)
+
+    def _expire(self, now: float) -> None:
+        """Ends whoever is past its deadline, wherever it is, with what there is."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            seq = heappop(self._deadlines)[2]
+            if not seq.finished:
+                self.num_expired += 1
+                end = Event(seq.request.request_id, seq.seq_id, seq.index, finish_reason=FinishReason.DEADLINE)
+                self._finish(seq, end, now)
 
     def _finish(self, seq: Sequence, event: Event, now: float) -> None:
         """The one place where a sequence ends, wherever it is."""
@@ -321,6 +431,7 @@ class Scheduler:
         seq.finish_reason = event.finish_reason
         seq.marks["finished"] = now
         self._forget(seq)
+        self.door.learn(seq)
         if any(piece.seq is seq for piece in self._flying.slices):
             self._landing.append(seq)
         else:
@@ -338,19 +449,20 @@ class Scheduler:
 
     def _forget(self, seq: Sequence) -> None:
         """Takes `seq` off the list it is on, and off its request."""
-        if self._running.pop(seq.seq_id, None) is None:
-            at = bisect_left(self._waiting, _order(seq))
-            if at < len(self._waiting) and self._waiting[at][2] is seq:
-                del self._waiting[at]
-            else:
-                next(seqs for seqs in self._parked.values() if seq in seqs).remove(seq)
+        if self._running.pop(seq.seq_id, None) is None and not self._waiting.remove(seq):
+            next(seqs for seqs in self._parked.values() if seq in seqs).remove(seq)
+        self.tenants.promise(seq.request.tenant, -self._owed.pop(seq.seq_id, 0))
+        self.tenants.leave(seq.request.tenant)
         live = self._live[seq.request.request_id]
         live.remove(seq)
         if not live:
             del self._live[seq.request.request_id]
-
-    def _enqueue(self, seq: Sequence) -> None:
-        insort(self._waiting, (*_order(seq), seq))
+        if (
+            seq.request.deadline_ms is not None
+            and len(self._deadlines) > 2 * (self.num_running + self.num_waiting) + 64
+        ):
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].finished]
+            heapify(self._deadlines)
 
     def _unpark(self, leader: Sequence) -> None:
         """Lets the followers of `leader` queue once all they could share is computed, or will not be."""
@@ -360,4 +472,4 @@ class Scheduler:
         shareable = (leader.num_prompt_tokens - 1) // size if self._use_cache else 0
         if leader.finished or leader.num_computed_tokens // size >= shareable:
             for seq in self._parked.pop(leader.seq_id):
-                self._enqueue(seq)
+                self._waiting.add(seq)
