@@ -20,6 +20,7 @@ from legato.models.decoder import Decoder, LayerWeights, NormWeights
 from legato.models.families import Draft
 from legato.models.names import Bindings, Bound, BoundTensors, Role, bind
 from legato.models.translate import finish, translate
+from legato.weights.filemap import let_go
 from legato.weights.formats import quantize_tensor
 from legato.weights.source import ModelSource
 from legato.weights.tensor import Tensor, WeightFormat
@@ -78,6 +79,8 @@ def build_decoder(
     shared, done, layers = blueprint.tensors.shared, 0, []
     for layer, bindings in zip(spec.layers, blueprint.tensors.layers, strict=True):
         layers.append(packer.layer(layer, bindings))
+        for bound in bindings:
+            let_go(bound.tensor.data)
         done += sum(bound.nbytes for bound in bindings)
         if progress is not None:
             progress(done, total)
@@ -89,6 +92,8 @@ def build_decoder(
         final_norm=packer.norm(shared, Role.FINAL_NORM),
         head=packer.linear(shared, [Role.EMBED if spec.tied else Role.HEAD]),
     )
+    for bound in shared:
+        let_go(bound.tensor.data)
     if progress is not None:
         progress(total, total)
     return decoder

@@ -9,6 +9,9 @@ import mmap
 import os
 import stat
 
+import numpy as np
+from numpy.typing import NDArray
+
 from legato.errors import ModelFileError
 
 
@@ -29,6 +32,24 @@ def map_file(path: str) -> tuple[mmap.mmap, int]:
         raise ModelFileError(path, "file", f"cannot be mapped: {_reason(error)}") from None
     finally:
         os.close(handle)
+
+
+def let_go(data: NDArray[np.uint8]) -> None:
+    """Gives back the memory that a view of a mapped file takes; whoever reads it again gets it from the file.
+
+    Views of anything else are left alone. The operating system keeps the pages while it has room for them.
+    """
+    owner: object = data
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, memoryview):
+        owner = owner.obj
+    if not isinstance(owner, mmap.mmap):
+        return
+    first = data.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+    start, end = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, (first + data.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if start < end:
+        owner.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 
 def _reason(error: Exception) -> str:
