@@ -18,6 +18,7 @@ from legato.kernels.cpu import NativeBackend, load_library
 from legato.kernels.ops import Backend, Executor, KvFormat
 from legato.kernels.reference import ReferenceBackend
 from legato.measure import cost
+from legato.measure.step_time import StepCost
 from legato.models.decoder import Decoder
 from legato.models.load import Blueprint, build_decoder, read_blueprint
 from legato.runtime.kv_store import KvPlan, free_memory, plan_pages
@@ -54,7 +55,10 @@ class Assembly:
 
     def naive_engine(self) -> Engine:
         """A second engine on the same model and pages, without cache. Only one of the two may have work at a time."""
-        return _engine(self.config, self.runner, self.kv_plan, self.vocab_size, self.tokenizer, use_cache=False)
+        expected = _expected(self.spec, self.backend, self.kv_format)
+        return _engine(
+            self.config, self.runner, self.kv_plan, self.vocab_size, self.tokenizer, expected, use_cache=False
+        )
 
 
 def assemble(config: Config, fetching: Report, loading: Report) -> Assembly:
@@ -101,7 +105,15 @@ def assemble(config: Config, fetching: Report, loading: Report) -> Assembly:
         backend=backend,
         executor=executor,
         runner=runner,
-        engine=_engine(config, runner, kv_plan, vocab_size, tokenizer, use_cache=not config.naive),
+        engine=_engine(
+            config,
+            runner,
+            kv_plan,
+            vocab_size,
+            tokenizer,
+            _expected(spec, backend, kv_format),
+            use_cache=not config.naive,
+        ),
         kv_format=kv_format,
         kv_plan=kv_plan,
         vocab_size=vocab_size,
@@ -116,7 +128,13 @@ def _plan_kv(config: Config, spec: ArchSpec, backend: Backend, kv_format: KvForm
 
 
 def _engine(
-    config: Config, runner: Runner, kv_plan: KvPlan, vocab_size: int, tokenizer: Tokenizer, use_cache: bool
+    config: Config,
+    runner: Runner,
+    kv_plan: KvPlan,
+    vocab_size: int,
+    tokenizer: Tokenizer,
+    expected: StepCost,
+    use_cache: bool,
 ) -> Engine:
     return Engine(
         runner,
@@ -128,7 +146,15 @@ def _engine(
         vocab_size=vocab_size,
         eos_ids=frozenset(tokenizer.eos_ids),
         use_cache=use_cache,
+        itl_slo_ms=config.itl_slo_ms,
+        step_cost=expected,
     )
+
+
+def _expected(spec: ArchSpec, backend: Backend, kv_format: KvFormat) -> StepCost:
+    """What steps may cost, until some have been measured."""
+    bits = dict.fromkeys(cost.Role, 32.0 if backend.name == "reference" else 5.0)
+    return StepCost.expected(spec, cost.weight_read_bytes(spec, bits), kv_format)
 
 
 def open_source(config: Config, fetching: Report) -> ModelSource:

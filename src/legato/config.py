@@ -107,6 +107,16 @@ def _seconds(value: object) -> float:
     return number
 
 
+def _milliseconds(value: object) -> float:
+    try:
+        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else -1.0
+    except ValueError:
+        number = -1.0
+    if not 1 <= number <= 600_000:
+        raise _Refused("milliseconds from 1 to 600000")
+    return number
+
+
 def _keys(value: object) -> tuple[str, ...]:
     """Several keys, or one text of them separated by commas."""
     given = value.split(",") if isinstance(value, str) else value if isinstance(value, (tuple, list)) else ()
@@ -147,6 +157,9 @@ SETTINGS: dict[str, Setting] = {
     "page_size": Setting(_page, 16, "tokens a page of the cache"),
     "max_seqs": Setting(_whole(1, 4096), 16, "answers that advance together"),
     "max_step_tokens": Setting(_whole(1, 65536), 512, "tokens computed a step; longer prompts are cut into chunks"),
+    "itl_slo_ms": Setting(
+        _milliseconds, None, "longest pause between two tokens while prompts are read (default: 4 x the usual step)"
+    ),
     "naive": Setting(_flag, False, "no cache: recompute everything for every token (slow, for comparison)"),
     "cache_dir": Setting(_path, None, "where fetched models are kept"),
     "session_dir": Setting(_path, None, "where saved conversations are kept"),
@@ -204,6 +217,7 @@ class Config:
     page_size: int
     max_seqs: int
     max_step_tokens: int
+    itl_slo_ms: float | None
     naive: bool
     cache_dir: Path
     session_dir: Path

@@ -42,6 +42,8 @@ def test_an_argument_wins_over_the_environment_over_the_default() -> None:
         ("page_size", 24),
         ("page_size", 512),
         ("max_seqs", -1),
+        ("itl_slo_ms", 0),
+        ("itl_slo_ms", "nan"),
         ("max_step_tokens", 0),
         ("naive", "perhaps"),
         ("color", "blue"),

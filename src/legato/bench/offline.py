@@ -18,6 +18,7 @@ class OfflineResult:
     """`requests` prompts handed over at once.
 
     prompt         tokens of its own that each prompt has; shared_prefix: those before, equal for all and in the cache
+    static         the batch ran to its end before anybody joined (the baseline without continuous batching)
     prefill_s      steps that carried any prompt rows; decode_s: all others; seconds: from first to last
     cached_tokens  prompt tokens found in the cache, of all requests
     """
@@ -26,6 +27,7 @@ class OfflineResult:
     prompt: int
     decode: int
     shared_prefix: int
+    static: bool
     out_tok_s: float
     seconds: float
     prefill_s: float
@@ -33,14 +35,20 @@ class OfflineResult:
     cached_tokens: int
 
 
-def bench_offline(llm: LLM, count: int, prompt: int, decode: int, shared_prefix: int, report: Report) -> OfflineResult:
-    """`count` random prompts of shared_prefix + prompt tokens, `decode` tokens each, all at once."""
+def bench_offline(
+    llm: LLM, count: int, prompt: int, decode: int, shared_prefix: int, report: Report, static: bool = False
+) -> OfflineResult:
+    """`count` random prompts of shared_prefix + prompt tokens, `decode` tokens each, all at once.
+
+    static  batches of max_seqs, each run to its end before the next begins
+    """
     if shared_prefix + prompt + decode > llm.context_length:
         raise UsageError(
             f"{shared_prefix + prompt} prompt tokens + {decode} to decode are more than the context of "
             f"{llm.context_length} tokens; lower --prompt, --decode or --shared-prefix"
         )
     requests, engine = Requests(llm.parts.vocab_size), llm.parts.engine
+    engine.scheduler.continuous = not static
     prefix = requests.tokens(shared_prefix)
     drive(engine, [requests.make(prefix or requests.tokens(8), 2, salt="shared")])
     asked = [requests.make(prefix + requests.tokens(prompt), decode, salt="shared") for _ in range(count)]
@@ -56,6 +64,7 @@ def bench_offline(llm: LLM, count: int, prompt: int, decode: int, shared_prefix:
         prompt=prompt,
         decode=decode,
         shared_prefix=shared_prefix,
+        static=static,
         out_tok_s=count * decode / done.seconds,
         seconds=done.seconds,
         prefill_s=prefill_s,

@@ -16,6 +16,7 @@ from legato.cli.options import bench_options, config_of, json_option, save_optio
 from legato.cli.terminal import Terminal
 from legato.errors import UsageError
 
+OFFLINE_ITL_MS = 60_000.0  # nobody reads along: whole steps
 PROMPT = "Once upon a time, in a small town by the sea, there lived a clockmaker who"
 
 DEPTHS = "0,512,2048,8000"
@@ -128,10 +129,18 @@ def cache(tokens: int, runs: int, prompt: str, save: Path | None, as_json: bool,
 @click.option(
     "--shared-prefix", type=click.IntRange(0), default=0, metavar="P", help="cached tokens before each prompt"
 )
+@click.option("--static", is_flag=True, help="batches of max_seqs that nobody joins, as a baseline")
 @save_option
 @json_option
 def offline(
-    requests: int, prompt: int, decode: int, shared_prefix: int, save: Path | None, as_json: bool, **options: Any
+    requests: int,
+    prompt: int,
+    decode: int,
+    shared_prefix: int,
+    static: bool,
+    save: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Throughput of N requests handed over at once."""
     from legato.bench.offline import bench_offline
@@ -141,9 +150,11 @@ def offline(
     config = config_of(options)
     if config.sources["max_seqs"] == "default":
         config = replace(config, max_seqs=requests)
+    if config.itl_slo_ms is None:
+        config = replace(config, itl_slo_ms=OFFLINE_ITL_MS)
     terminal = Terminal(config.color)
     with open_llm(config, terminal) as llm, terminal.bar() as bar:
-        done = bench_offline(llm, requests, prompt, decode, shared_prefix, bar)
+        done = bench_offline(llm, requests, prompt, decode, shared_prefix, bar, static)
         settings = {"model": llm.name, "threads": llm.parts.executor.threads, "kv": llm.parts.kv_format}
     shown = _rounded(asdict(done))
     save_rows(save, "offline", settings, [shown], terminal)
