@@ -5,15 +5,19 @@ Knows: events, incremental text, stop strings, when to ask for an abort. Does no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from legato.completion import Completion, Delta, Output, Receipt, Timings
+from legato.completion import CacheMiss, Completion, Delta, Output, Receipt, Timings
 from legato.core.events import Event, Usage
+from legato.core.miss import Miss, MissCause
 from legato.core.plan import TokenLogprobs
 from legato.core.request import Request
 from legato.core.sequence import FinishReason
 from legato.text.stream import TextStream
+from legato.text.tokenizer import Tokenizer
+
+_TOKENS_BEFORE = 8  # shown before the place where a prompt missed the cache
 
 
 @dataclass(slots=True)
@@ -43,6 +47,7 @@ class Answer:
         self.request = request
         self.deltas: list[Delta] = []
         self.prompt_logprobs: list[TokenLogprobs] | None = [] if params.prompt_logprobs is not None else None
+        self.tokenizer: Tokenizer | None = None  # whose words say where the prompt missed the cache
         self._stop_index = stop_index
         self._tracks = [_Track(new_stream()) for _ in range(params.n)]
         if params.logprobs is not None:
@@ -106,7 +111,22 @@ class Answer:
             Output(i, t.text, t.token_ids, t.finish_reason, t.stop_reason, t.logprobs, t.error)
             for i, t in enumerate(self._tracks)
         ]
-        return Completion(list(self.request.prompt_ids), outputs, self._timings(), receipt, self.prompt_logprobs)
+        request = self.request
+        return Completion(
+            list(request.prompt_ids),
+            outputs,
+            self._timings(),
+            receipt,
+            self.prompt_logprobs,
+            request.params,
+            self._miss(),
+        )
+
+    def _miss(self) -> CacheMiss | None:
+        usage = self._tracks[0].usage
+        if usage is None or usage.miss is None:
+            return None
+        return described_miss(usage.miss, self.request.prompt_ids, usage.marks.get("scheduled"), self.tokenizer)
 
     def _timings(self) -> Timings:
         """Of all answers together: the earliest beginning, the latest end."""
@@ -125,3 +145,28 @@ class Answer:
             cached=cached,
             decoded=sum(max(0, len(track.token_ids) - 1) for track in self._tracks),
         )
+
+
+def described_miss(miss: Miss, prompt_ids: Sequence[int], now: float | None, tokenizer: Tokenizer | None) -> CacheMiss:
+    """`miss` for a person: its tokens as text, its moment as seconds before `now`."""
+
+    def text(token_id: int | None) -> str:
+        return "" if tokenizer is None or token_id is None else tokenizer.token_text(token_id)
+
+    def special(token_id: int | None) -> bool:
+        return tokenizer is not None and token_id is not None and tokenizer.is_special(token_id)
+
+    cause = miss.cause
+    if cause is MissCause.TEXT and (special(miss.token_id) or special(miss.other_id)):
+        cause = MissCause.TEMPLATE
+    before = prompt_ids[max(0, miss.index - _TOKENS_BEFORE) : miss.index]
+    return CacheMiss(
+        cause=cause,
+        matched_tokens=miss.matched,
+        index=miss.index,
+        before="" if tokenizer is None else tokenizer.decode(before, skip_special=False, continues=True),
+        text=text(miss.token_id),
+        other_text=text(miss.other_id),
+        evicted_s=None if miss.evicted_at is None or now is None else now - miss.evicted_at,
+        evicted_by=miss.evicted_by,
+    )

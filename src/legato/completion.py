@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from legato.core.miss import MissCause
 from legato.core.plan import TokenLogprobs
+from legato.core.request import SamplingParams
 from legato.core.sequence import FinishReason
 
 
@@ -63,7 +65,12 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What fixes an answer: the same six give the same tokens. `digest` is the model file's SHA-256."""
+    """What fixes an answer, with its prompt and sampling parameters: the same give the same tokens.
+
+    digest   of the model's files
+    weights  the setting that may make other weights while loading
+    context  positions of the engine; the scaling of rope may depend on it. 0: not told
+    """
 
     model: str
     isa: str
@@ -71,6 +78,27 @@ class Receipt:
     kv: str
     seed: int
     digest: str
+    weights: str = "auto"
+    context: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheMiss:
+    """Why no longer part of the prompt was found in the cache; see `core.miss.Miss`.
+
+    index      the first prompt token that differs from everything known; `before` is the text just before it
+    text       the prompt's token there, and `other_text` that of the nearest known text; "" where there is none
+    evicted_s  seconds between the eviction and this request's turn, and the request it made room for
+    """
+
+    cause: MissCause
+    matched_tokens: int
+    index: int
+    before: str = ""
+    text: str = ""
+    other_text: str = ""
+    evicted_s: float | None = None
+    evicted_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +121,19 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A request's answers. `text`, `token_ids`, `finish_reason`, `stop_reason`, `logprobs` are the first one's."""
+    """A request's answers. `text`, `token_ids`, `finish_reason`, `stop_reason`, `logprobs` are the first one's.
+
+    params  with the seed that was drawn; None where an answer cannot be asked for again
+    miss    None: all that could be was found in the cache, or nobody looked
+    """
 
     prompt_ids: list[int]
     outputs: list[Output]
     timings: Timings
     receipt: Receipt
     prompt_logprobs: list[TokenLogprobs] | None = None
+    params: SamplingParams | None = None
+    miss: CacheMiss | None = None
 
     @property
     def text(self) -> str:
@@ -145,7 +179,13 @@ class Completion:
         if len(self.outputs) > 1:
             shown["outputs"] = [_output_json(output) for output in self.outputs]
         shown["timings"] = {name: _rounded(value) for name, value in asdict(self.timings).items()}
+        shown["cache"] = {
+            "cached_tokens": self.timings.cached_tokens,
+            "miss": None if self.miss is None else asdict(self.miss),
+        }
         shown["receipt"] = asdict(self.receipt)
+        if self.params is not None:
+            shown["replay"] = {"prompt_ids": self.prompt_ids, "params": asdict(self.params)}
         return shown
 
 

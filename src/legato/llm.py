@@ -255,6 +255,7 @@ class LLM:
                 lambda: TextStream(self.tokenizer, params.stop, prompt_ids=ids),
                 lambda index: engine.abort(request.request_id, index, FinishReason.STOP),
             )
+            answer.tokenizer = self.tokenizer
             engine.add(request)
             self._answers[request.request_id] = answer
         return answer
@@ -289,7 +290,16 @@ class LLM:
         executor = self.parts.executor
         seed = answer.request.params.seed
         assert seed is not None
-        return Receipt(self.name, executor.isa, executor.threads, str(self.parts.kv_format), seed, self.digest)
+        return Receipt(
+            self.name,
+            executor.isa,
+            executor.threads,
+            str(self.parts.kv_format),
+            seed,
+            self.digest,
+            self.config.weights,
+            self.context_length,
+        )
 
     def _fingerprint(self) -> Fingerprint:
         parts = self.parts

@@ -13,8 +13,18 @@ from alphabet import CONTEXT, write_alphabet, write_folder
 from legato.cli.group import COMMANDS
 
 TIMINGS = {"queue_ms", "prefill_ms", "ttft_ms", "decode_ms", "decode_tok_s", "prompt_tok_s", "cached_tokens"}
-RECEIPT = {"model", "isa", "threads", "kv", "seed", "digest"}
-GENERATE = {"text", "token_ids", "prompt_tokens", "finish_reason", "stop_reason", "timings", "receipt"}
+RECEIPT = {"model", "isa", "threads", "kv", "seed", "digest", "weights", "context"}
+GENERATE = {
+    "text",
+    "token_ids",
+    "prompt_tokens",
+    "finish_reason",
+    "stop_reason",
+    "timings",
+    "receipt",
+    "cache",
+    "replay",
+}
 DECODE = {
     "depth",
     "prefill_tok_s",

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from legato.cli.options import config_of, model_options, sampling_of, sampling_options
+from legato.cli.options import config_of, model_options, sampling_of, sampling_options, session_options
 from legato.cli.terminal import Terminal
 
 MAX_TOKENS = 1024
@@ -22,19 +22,27 @@ QUOTES = '"""'
 @click.command("chat")
 @model_options
 @sampling_options(temperature=TEMPERATURE, max_tokens=MAX_TOKENS)
+@session_options
 @click.option("--system", metavar="TEXT", help="the system message")
-def command(system: str | None, **options: Any) -> int:
+@click.option("--session", metavar="NAME", help="keep the conversation under this name, or go on with it")
+def command(system: str | None, session: str | None, **options: Any) -> int:
     """Talk with a model. /help lists what can be typed; Ctrl-C stops an answer, twice it ends the program."""
     from legato.cli.loading import open_llm
     from legato.cli.session import ChatSession
 
     config, params = config_of(options), sampling_of(options)
     terminal = Terminal(config.color)
+    if session is not None:
+        from legato.runtime.session_folder import checked_name
+
+        checked_name(session)
     with open_llm(config, terminal) as llm:
-        session = ChatSession(llm, params, terminal, system)
+        chat = ChatSession(llm, params, terminal, system)
+        if session is not None:
+            chat.keep_as(session)
         if sys.stdin.isatty():
             terminal.dim(f"{llm.name}, context {llm.context_length} tokens. /help lists commands, /exit ends.")
-        return talk(session, LineReader(terminal))
+        return talk(chat, LineReader(terminal))
 
 
 def talk(session: Any, reader: LineReader) -> int:

@@ -5,6 +5,7 @@ Knows: its options and what it prints. Does not know: how answers are computed.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,8 +25,16 @@ MAX_TOKENS = 512
 @click.option("--logprobs", type=int, metavar="K", help="with --json: log-probabilities and the K likeliest tokens")
 @click.option("--system", metavar="TEXT", help="the system message")
 @click.option("--raw", is_flag=True, help="no chat template: the model goes on from the prompt as it is")
+@click.option(
+    "--save-receipt",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="also write the JSON that `legato replay` reads",
+)
 @json_option
-def command(prompt: str, system: str | None, raw: bool, as_json: bool, **options: Any) -> int:
+def command(
+    prompt: str, system: str | None, raw: bool, save_receipt: Path | None, as_json: bool, **options: Any
+) -> int:
     """Answer PROMPT; `-` reads it from standard input."""
     from legato.cli.answer import interrupted, show_answer
     from legato.cli.loading import open_llm
@@ -48,6 +57,10 @@ def command(prompt: str, system: str | None, raw: bool, as_json: bool, **options
         completion = show_answer(llm, asked, params, terminal, quiet=as_json)
         if as_json:
             terminal.json(completion.as_json())
+        if save_receipt is not None:
+            from legato.replay import write_receipt
+
+            write_receipt(save_receipt, completion.as_json())
     if completion.error is not None:
         raise EngineError(completion.error)
     return 130 if interrupted(completion) else 0

@@ -18,6 +18,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("legato.cli.generate", "Answer one prompt."),
     "chat": ("legato.cli.chat", "Talk with a model in the terminal."),
     "serve": ("legato.cli.serve", "Answer over HTTP: OpenAI's API, with limits, keys and figures."),
+    "replay": ("legato.cli.replay", "Repeat the answer of a receipt, token by token."),
+    "sessions": ("legato.cli.sessions", "List, show, delete saved conversations."),
     "models": ("legato.cli.models", "List built-in models and which are on this machine."),
     "check": ("legato.cli.check", "Show what a model file holds and how it will run."),
     "doctor": ("legato.cli.doctor", "Look at this machine: what is used, what is not, and why."),

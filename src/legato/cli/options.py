@@ -56,6 +56,14 @@ model_options = _all(
 
 bench_options = _all(_model, _context, machine_options)
 
+replay_options = _all(
+    _model,
+    _setting("threads", metavar="N"),
+    _setting("kv_memory", metavar="SIZE"),
+    _setting("cache_dir", metavar="DIR"),
+    _setting("color", metavar="WHEN"),
+)
+
 session_options = _all(_setting("session_dir", metavar="DIR"), _setting("session_cap", metavar="SIZE"))
 
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON on standard output, nothing else there")

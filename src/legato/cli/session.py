@@ -44,9 +44,30 @@ class ChatSession:
         self.messages: list[Message] = []
         self.completions: list[Completion] = []
         self.ended = False
+        self.name: str | None = None  # of the saved session, where there is one
         if not llm.has_template:
             terminal.note("this model has no chat template: it goes on from the bare text of the conversation")
         self.clear("")
+
+    def keep_as(self, name: str) -> None:
+        """Goes on with the saved session `name` if there is one; every answer from now on is saved under it."""
+        sessions = self.llm.sessions
+        sessions.folder.lock()
+        self.name = name
+        if name not in sessions.folder:
+            self.terminal.dim(f"new session {name}")
+            return
+        restored = sessions.restore(name)
+        try:
+            self.messages = _messages({"messages": list(restored.messages)})
+        except ValueError as error:
+            raise UsageError(f"session {name!r} is no plain conversation: {error}; choose another name") from None
+        self.system = next((m["content"] for m in self.messages if m["role"] == "system"), None)
+        turns = sum(message["role"] == "user" for message in self.messages)
+        read = f"{restored.loaded_tokens} tokens read in {restored.load_s:.2f} s"
+        self.terminal.dim(f"session {name}: {turns} questions, {read}")
+        if restored.note is not None:
+            self.terminal.note(restored.note)
 
     def take(self, text: str) -> bool:
         """A message or a /command. True when Ctrl-C stopped the answer. Refusals are told, and the chat goes on."""
@@ -83,6 +104,8 @@ class ChatSession:
             raise LegatoError(f"{completion.error}; the question is forgotten, try again")
         self.messages = [*messages, {"role": "assistant", "content": completion.text}]
         self.completions.append(completion)
+        if self.name is not None:
+            self.llm.sessions.save(self.name, completion, messages=self.messages)
         return interrupted(completion)
 
     def set_system(self, text: str) -> None:
