@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable
 from hashlib import blake2b
 
 from legato.core.plan import Plan, Slice, SliceResult, TokenLogprobs
-from legato.core.request import Request
+from legato.core.request import Request, SamplingParams
 from legato.core.sequence import FinishReason, Sequence
+from legato.errors import RequestError
 
 MASK = 2**64 - 1
 EMPTY = MASK  # no token has this id
@@ -89,6 +90,13 @@ class PageEcho:
 
     def slot(self, seq: Sequence, position: int) -> int:
         return seq.pages[position // self.page_size] * self.page_size + position % self.page_size
+
+    def admit(self, params: SamplingParams) -> None:
+        """Hashes follow no grammar."""
+        if params.grammar is not None:
+            raise RequestError("grammar", params.grammar.kind.value, "no grammar: this model hashes")
+
+    def close(self) -> None: ...
 
     def run(self, plan: Plan) -> list[SliceResult]:
         self.num_steps += 1

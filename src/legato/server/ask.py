@@ -51,6 +51,7 @@ class Ask:
     skip_special  control tokens are left out of the text
     include_stop  a stop string that ends an answer stays at its end
     truncate      keep this many tokens of a prompt, the last ones
+    grammar_field  what the client calls `params.grammar`, for messages
     ignored       fields that were understood and do nothing here
     """
 
@@ -64,6 +65,7 @@ class Ask:
     priority: int = 0
     salt: str = ""
     deadline_ms: float | None = None
+    grammar_field: str = ""
     ignored: tuple[str, ...] = ()
 
 

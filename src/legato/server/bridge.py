@@ -237,6 +237,7 @@ class EngineThread:
         if self._receiver is not None:
             self._post(self._receiver.engine_ended, error)
         parts.executor.close()
+        parts.runner.close()
 
     def _post(self, function: Callable[..., None], *args: object) -> None:
         try:

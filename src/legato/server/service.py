@@ -24,7 +24,7 @@ from legato.assemble import Assembly
 from legato.completion import Completion, Delta, Receipt
 from legato.core.events import Event
 from legato.core.plan import TokenLogprobs
-from legato.core.request import Request
+from legato.core.request import Request, SamplingParams
 from legato.core.sequence import FinishReason
 from legato.errors import LegatoError, OverloadedError, RequestError
 from legato.server.ask import Ask, Chat, Ids, Prompt, Result, Text
@@ -51,6 +51,7 @@ class Model:
     """What is known of the one model that is served.
 
     name     what clients call it
+    admit    makes ready what sampling needs; takes seconds at times, raises `RequestError`
     digests  receipts need them; "" until somebody asked
     """
 
@@ -64,6 +65,7 @@ class Model:
     threads: int
     kv: str
     max_seqs: int
+    admit: Callable[[SamplingParams], None]
 
     @classmethod
     def of(cls, parts: Assembly, name: str) -> Model:
@@ -78,6 +80,7 @@ class Model:
             threads=parts.executor.threads,
             kv=str(parts.kv_format),
             max_seqs=parts.engine.scheduler.limits.max_running,
+            admit=parts.runner.admit,
         )
 
 
@@ -96,6 +99,7 @@ class AnswerStream:
         self.places = len(answers) * ask.params.n
         self._fault: Problem | None = None
         self._ready: list[Delta] = []
+        self._silent = False
         self._waiter: asyncio.Future[None] | None = None
         self.idle_since = service.clock()
 
@@ -107,7 +111,8 @@ class AnswerStream:
         return self
 
     async def __anext__(self) -> list[Delta]:
-        if not self._ready and self._fault is None and not self.finished:
+        self._silent = False
+        while not (self._ready or self._fault is not None or self.finished or self._silent):
             self._waiter = self.service.loop.create_future()
             try:
                 await self._waiter
@@ -135,6 +140,11 @@ class AnswerStream:
     def wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def remind(self) -> None:
+        """Has the reader told that nothing came for a while."""
+        self._silent = True
+        self.wake()
 
     def fail(self, fault: Problem) -> None:
         """Ends the stream for a reason of the server's own."""
@@ -188,6 +198,7 @@ class Service:
         self._places: dict[str, int] = {}
         self._numbers = itertools.count(1)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="encode")
+        self._compilers = ThreadPoolExecutor(1, thread_name_prefix="compile")
         self._seconds_each = 1.0
         self.many_tenants = False
 
@@ -247,6 +258,8 @@ class Service:
         self._places[tenant] = self._places.get(tenant, 0) + wanted
         stream: AnswerStream | None = None
         try:
+            if ask.params.grammar is not None:
+                await self._admit_grammar(ask)
             ids = await self.encode(ask.prompts, ask.truncate)
             requests = [self._request(ask, prompt_ids, tenant) for prompt_ids in ids]
             stream = AnswerStream(ask, [self._answer(ask, request) for request in requests], self)
@@ -261,6 +274,14 @@ class Service:
             self._free(tenant, wanted if stream is None else stream.places)
             raise
         return stream
+
+    async def _admit_grammar(self, ask: Ask) -> None:
+        """Compiles the grammar beside the event loop, and beside what encodes: it may take seconds."""
+        try:
+            await self.loop.run_in_executor(self._compilers, self.model.admit, ask.params)
+        except RequestError as error:
+            name = ask.grammar_field if error.field == "grammar" and ask.grammar_field else error.field
+            raise RequestError(name, error.value, error.allowed, error.fix) from None
 
     async def encode(self, prompts: Sequence[Prompt], truncate: int | None = None) -> list[list[int]]:
         """Token ids of each prompt, worked out beside the event loop."""
@@ -368,10 +389,11 @@ class Service:
         now = self.clock()
         for stream in self.streams():
             if now - stream.idle_since >= self.limits.ping_s:
-                stream.wake()
+                stream.remind()
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._compilers.shutdown(wait=False, cancel_futures=True)
         if self._model is not None and self._model.template is not None:
             self._model.template.close()
 

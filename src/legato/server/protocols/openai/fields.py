@@ -20,7 +20,7 @@ IGNORED = frozenset(
 """These may change speed, bookkeeping or style elsewhere; an answer without them is still a right answer."""
 
 _SAMPLING = "the sampler has no such rule; use logit_bias"
-_CONSTRAINT = "answers cannot be constrained by it"
+_CONSTRAINT = "use response_format or structured_outputs"
 REFUSED = {
     "audio": "answers are text",
     "web_search_options": "nothing is fetched from the web",
@@ -35,11 +35,6 @@ REFUSED = {
     "documents": "put them into a message",
     "prompt_embeds": "send text or token ids",
     "use_beam_search": "use n with a temperature",
-    "guided_json": _CONSTRAINT,
-    "guided_regex": _CONSTRAINT,
-    "guided_choice": _CONSTRAINT,
-    "guided_grammar": _CONSTRAINT,
-    "structured_outputs": _CONSTRAINT,
     "grammar": _CONSTRAINT,
     "json_schema": _CONSTRAINT,
 }
@@ -81,6 +76,11 @@ class Common(msgspec.Struct):
     return_tokens_as_token_ids: bool | None = None
     add_special_tokens: bool | None = None
     response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
     priority: int | None = None
     cache_salt: str | None = None
     deadline_ms: float | None = None

@@ -17,7 +17,8 @@ from legato.server.protocols import Asked
 from legato.server.protocols.openai.chat import ChatEncoder, ChatView
 from legato.server.protocols.openai.completions import CompletionEncoder, CompletionView
 from legato.server.protocols.openai.fields import IGNORED, REFUSED, ChatBody, Common, CompletionBody
-from legato.server.protocols.openai.structured import check_tools, grammar_of
+from legato.server.protocols.openai.structured import grammar_of
+from legato.server.protocols.openai.tooling import check_tools
 from legato.server.service import Service
 
 COMPLETION_MAX_TOKENS = 16  # the API's default for texts; conversations go on to the context's end
@@ -104,6 +105,7 @@ def _ask(body: Common, prompts: tuple[Prompt, ...], params: SamplingParams, pass
         priority=body.priority or 0,
         salt=body.cache_salt or "",
         deadline_ms=body.deadline_ms,
+        grammar_field=grammar_of(body)[1],
         ignored=passed,
     )
 
@@ -126,7 +128,7 @@ def _params(body: Common, names: Mapping[str, str], **chosen: Any) -> SamplingPa
         "ignore_eos": body.ignore_eos,
         "n": body.n,
         "prompt_logprobs": body.prompt_logprobs,
-        "grammar": grammar_of(body),
+        "grammar": grammar_of(body)[0],
         **chosen,
     }
     try:

@@ -1,28 +1,80 @@
-"""Constraints and tools of a chat body: the one place where they are understood, or refused by name.
+"""Constraints of a body: the one place where response_format and its relatives are understood, or refused by name.
 
-Knows: response_format, tools, tool_choice. Does not know: grammars, templates.
+Knows: response_format, structured_outputs, the older guided_* fields. Does not know: how a grammar is compiled.
 """
 
 from __future__ import annotations
 
-from legato.core.request import Grammar
-from legato.server.problems import Problem
-from legato.server.protocols.openai.fields import ChatBody, Common
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from legato.core.request import Grammar, GrammarKind
+from legato.errors import RequestError
+from legato.server.protocols.openai.fields import Common
+from legato.text.grammar_schema import choice
+
+_WAYS = ("json", "json_object", "regex", "choice", "grammar")
+_FORMATS = "text, json_object or json_schema"
 
 
-def grammar_of(body: Common) -> Grammar | None:
-    """What the answer must match; refuses what cannot be promised."""
-    if body.response_format is None or body.response_format.get("type") == "text":
+def grammar_of(body: Common) -> tuple[Grammar | None, str]:
+    """What the answer must match, and the field that says so. Raises `RequestError` for what cannot be promised."""
+    found: dict[str, Grammar] = {}
+    if body.response_format is not None:
+        made = _of_format(body.response_format)
+        if made is not None:
+            found["response_format"] = made
+    guided = {f"guided_{way}": getattr(body, f"guided_{way}") for way in ("json", "regex", "choice", "grammar")}
+    asked = {name: (name.removeprefix("guided_"), value) for name, value in guided.items() if value is not None}
+    for way, value in (body.structured_outputs or {}).items():
+        name = f"structured_outputs.{way[:60]}"
+        if way not in _WAYS:
+            raise RequestError(name, value, f"left out; one of {', '.join(_WAYS)} is understood")
+        if value is not None and value is not False:
+            asked[name] = way, value
+    found |= {name: _of_way(name, way, value) for name, (way, value) in asked.items()}
+    if len(found) > 1:
+        raise RequestError(list(found)[1], "...", f"left out beside {next(iter(found))}", "give one constraint")
+    return next(((grammar, name) for name, grammar in found.items()), (None, ""))
+
+
+def _of_format(given: Mapping[str, Any]) -> Grammar | None:
+    kind = given.get("type")
+    if kind == "text":
         return None
-    shown = str(body.response_format.get("type"))[:40]
-    text = f"response_format of type {shown!r} is not supported; only text is"
-    raise Problem(400, text, param="response_format", code="unsupported_parameter")
+    if kind == "json_object":
+        return Grammar(GrammarKind.JSON_SCHEMA, "{}")
+    if kind != "json_schema":
+        raise RequestError("response_format.type", kind, _FORMATS)
+    named = given.get("json_schema")
+    schema = named.get("schema") if isinstance(named, Mapping) else None
+    if not isinstance(schema, Mapping):
+        fix = 'send {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}'
+        raise RequestError("response_format.json_schema.schema", schema, "a JSON schema", fix)
+    return _made("response_format", GrammarKind.JSON_SCHEMA, json.dumps(schema))
 
 
-def check_tools(body: ChatBody) -> None:
-    """Refuses tools; without any, `tool_choice` has nothing to choose from."""
-    if body.tools:
-        raise Problem(400, "tools are not supported; leave them out", param="tools", code="unsupported_parameter")
-    if body.tool_choice not in (None, "none", "auto"):
-        text = "tool_choice needs tools; leave it out"
-        raise Problem(400, text, param="tool_choice", code="unsupported_parameter")
+def _of_way(name: str, way: str, value: Any) -> Grammar:
+    if way == "json" and isinstance(value, (Mapping, str)):
+        return _made(name, GrammarKind.JSON_SCHEMA, value if isinstance(value, str) else json.dumps(value))
+    if way == "json_object" and value is True:
+        return Grammar(GrammarKind.JSON_SCHEMA, "{}")
+    if way == "regex" and isinstance(value, str):
+        return _made(name, GrammarKind.REGEX, value)
+    if way == "grammar" and isinstance(value, str):
+        return _made(name, GrammarKind.LARK, value)
+    if way == "choice" and isinstance(value, list):
+        try:
+            return choice(value)
+        except RequestError as error:
+            raise RequestError(name, error.value, error.allowed) from None
+    allowed = {"json": "a JSON schema", "json_object": "true", "choice": "a list of texts"}.get(way, "a text")
+    raise RequestError(name, value, allowed)
+
+
+def _made(name: str, kind: GrammarKind, text: str) -> Grammar:
+    try:
+        return Grammar(kind, text)
+    except RequestError as error:
+        raise RequestError(name, error.value, error.allowed) from None
