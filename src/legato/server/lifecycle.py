@@ -99,9 +99,16 @@ def url_of(sock: socket.socket) -> str:
 class Server:
     """One listening server around one model; `run` is its whole life."""
 
-    def __init__(self, serve: ServeConfig, load: Load, name: Callable[[Assembly], str], announce: Announce) -> None:
+    def __init__(
+        self,
+        serve: ServeConfig,
+        load: Load,
+        name: Callable[[Assembly], str],
+        announce: Announce,
+        limits: ServerLimits | None = None,
+    ) -> None:
         self._serve, self._load, self._name, self._announce = serve, load, name, announce
-        self.limits = replace(ServerLimits(), queue=serve.queue, drain_s=serve.drain_s)
+        self.limits = replace(limits or ServerLimits(), queue=serve.queue, drain_s=serve.drain_s)
         self.service: Service
         self.routes: RouteTable
         self._stops = 0

@@ -1,0 +1,301 @@
+"""Who gets in and what is turned away: every route, every key state, every limit, and words that give nothing away."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from live import NAME, Live, echo_assembly, running
+
+from legato.assemble import Assembly
+from legato.server.auth import Keys
+from legato.server.limits import ServerLimits
+from legato.server.problems import Problem
+from legato.server.routes import Route
+
+KEY, OTHER = "sk-first-of-two-keys", "sk-second-of-two-keys"
+OPEN = {"/live", "/ready", "/health"}
+UNSPEAKABLE = re.compile(r"0x[0-9a-f]{6,}|Traceback|File \"|/work|/tmp|/home|/root|site-packages|\.py\b")
+
+
+@pytest.fixture(scope="module")
+def locked(alphabet: Path) -> Iterator[Live]:
+    with running(echo_assembly(alphabet), api_keys=(KEY, OTHER)) as live:
+        yield live
+
+
+def raw(live: Live, request: bytes) -> bytes:
+    """The whole answer to bytes sent as they are."""
+    with socket.create_connection(("127.0.0.1", live.port), timeout=10) as link:
+        link.sendall(request)
+        out = b""
+        while part := link.recv(65536):
+            out += part
+        return out
+
+
+def status_of(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+def concrete(route: Route) -> str:
+    return route.path if route.stem is None else route.stem + NAME
+
+
+KEY_STATES = {
+    "none": {"authorization": ""},
+    "wrong": {"authorization": "Bearer sk-wrong"},
+    "empty": {"authorization": "Bearer "},
+    "prefix": {"authorization": f"Bearer {KEY[:-1]}"},
+    "longer": {"authorization": f"Bearer {KEY}x"},
+    "other scheme": {"authorization": f"Basic {KEY}"},
+    "other header": {"authorization": "", "x_api_key": "sk-wrong"},
+}
+
+
+@pytest.mark.parametrize("state", KEY_STATES)
+def test_without_a_good_key_only_probes_answer(locked: Live, state: str) -> None:
+    for route in locked.server.routes.routes:
+        reply = locked.ask(route.method, concrete(route), {} if route.body is not None else None, **KEY_STATES[state])
+        if route.path in OPEN:
+            assert route.open and reply.status == 200, route
+        else:
+            assert reply.status == 401 and reply.error["code"] == "invalid_api_key", route
+            assert reply.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("headers", [{"authorization": f"Bearer {OTHER}"}, {"authorization": "", "x_api_key": KEY}])
+def test_every_good_key_opens_every_route(locked: Live, headers: dict[str, str]) -> None:
+    for route in locked.server.routes.routes:
+        reply = locked.ask(route.method, concrete(route), {} if route.body is not None else None, **headers)
+        assert reply.status not in (401, 404, 405), route
+
+
+WAYS_AROUND = [
+    "/v1/models/", "/V1/MODELS", "//v1/models", "/v1//models", "/./v1/models", "/live/../v1/models",
+    "/v1/models?x=/live",
+    "/v1/models#/live", "/%2e/v1/models", "/v1%2fmodels", "/%76%31/models", "/live%2f..%2fv1/models", "/live/", "/LIVE",
+    "/live;x", "/live%00", "/live%20", "/nothing", "/", "http://127.0.0.1/v1/models",
+    "http://127.0.0.1/live/../v1/models",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", WAYS_AROUND)
+@pytest.mark.parametrize("host", ["x", "127.0.0.1/live?", "/live", "x/live?y", ""])
+def test_no_spelling_of_a_path_or_host_goes_around_the_key(locked: Live, path: str, host: str) -> None:
+    answer = raw(locked, f"GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode())
+    assert status_of(answer) in (400, 401), answer
+    assert b'"object"' not in answer
+
+
+def test_keys_are_compared_whole_and_never_shown() -> None:
+    keys = Keys([KEY, OTHER])
+    names = {keys.tenant([(b"x-api-key", key.encode())]) for key in (KEY, OTHER)}
+    assert len(names) == 2 and all(name.startswith("key-") and KEY not in name for name in names)
+    for wrong in (KEY[:-1], KEY + " x", "", KEY.upper()):
+        with pytest.raises(Problem, match="not known"):
+            keys.tenant([(b"authorization", b"Bearer " + wrong.encode())])
+    assert Keys([]).tenant([]) == ""
+
+
+# -- statuses ---------------------------------------------------------------------------------------------------------
+
+
+def test_paths_and_methods(echo: Live) -> None:
+    assert echo.ask("GET", "/nothing").status == 404
+    wrong = echo.ask("GET", "/v1/completions")
+    assert wrong.status == 405 and wrong.headers["allow"] == "POST"
+    assert echo.ask("HEAD", "/live").status == 200
+    for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
+        assert echo.ask(method, "/v1/models").status == 405
+
+
+def test_bodies_that_are_no_json(echo: Live) -> None:
+    for kind in ("text/plain", "multipart/form-data", "application/octet-stream"):
+        assert echo.post("/v1/completions", {"prompt": "a"}, content_type=kind).status == 415
+    form = "application/x-www-form-urlencoded"
+    assert echo.post("/v1/completions", {"prompt": "a", "max_tokens": 1}, content_type=form).status == 200
+    assert echo.post("/v1/completions", {"prompt": "a"}, content_type=form, origin="http://evil").status == 415
+
+
+def test_too_large_a_body_is_refused_before_it_is_read(echo: Live) -> None:
+    limit = echo.server.limits.body
+    head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    said = raw(echo, f"{head}content-length: {limit + 1}\r\n\r\n".encode())
+    assert status_of(said) == 413 and b"connection: close" in said
+    link = socket.create_connection(("127.0.0.1", echo.port), timeout=10)
+    link.sendall(f"{head}transfer-encoding: chunked\r\n\r\n".encode())
+    part = b"%x\r\n%s\r\n" % (1 << 16, b" " * (1 << 16))
+    sent = 0
+    try:
+        while sent < 16 * limit:
+            link.sendall(part)
+            sent += len(part)
+    except OSError:
+        pass
+    assert sent < 4 * limit, "the rest was taken"
+    link.close()
+    just = b'{"prompt":"a","max_tokens":1}'
+    assert echo.post("/v1/completions", just + b" " * (limit - len(just))).status == 200
+
+
+def test_headers_are_bounded(echo: Live) -> None:
+    many = "".join(f"x-{i}: 1\r\n" for i in range(70))
+    assert status_of(raw(echo, f"GET /live HTTP/1.1\r\nhost: x\r\n{many}\r\n".encode())) == 431
+    assert status_of(raw(echo, f"GET /live HTTP/1.1\r\nhost: x\r\nx-a: {'y' * 17000}\r\n\r\n".encode())) == 431
+
+
+def test_a_body_that_does_not_come_is_given_up(alphabet: Path) -> None:
+    with running(echo_assembly(alphabet), limits=ServerLimits(body_s=0.2)) as live:
+        head = (
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
+        )
+        assert status_of(raw(live, head)) == 408
+
+
+BAD = [
+    b"", b"{", b"[]", b"null", b"3", b'"x"', b"{}", b'{"prompt":}', b'{"prompt":"a"} x', b'\xff\xfe{"prompt":"a"}',
+    b'\xef\xbb\xbf{"prompt":"a"}', b'{"prompt":"\\ud800"}', b'{"prompt":"\xff"}', b'{"prompt":NaN}',
+    b'{"prompt":"a","temperature":NaN}', b'{"prompt":"a","temperature":1e999}', b'{"prompt":"a","temperature":-1}',
+    b'{"prompt":"a","temperature":"1"}', b'{"prompt":"a","temperature":true}', b'{"prompt":"a","top_p":0}',
+    b'{"prompt":"a","top_p":1.01}', b'{"prompt":"a","n":0}', b'{"prompt":"a","n":17}', b'{"prompt":"a","n":1000000000}',
+    b'{"prompt":"a","n":1.5}', b'{"prompt":"a","best_of":5}', b'{"prompt":"a","max_tokens":0}',
+    b'{"prompt":"a","max_tokens":-1}', b'{"prompt":"a","max_tokens":9223372036854775808}',
+    b'{"prompt":"a","max_tokens":1e400}', b'{"prompt":"a","logprobs":21}', b'{"prompt":"a","logprobs":-1}',
+    b'{"prompt":"a","logprobs":true}', b'{"prompt":"a","seed":1e30}', b'{"prompt":"a","seed":36893488147419103232}',
+    b'{"prompt":"a","stop":[]  ,"stop":[""]}', b'{"prompt":"a","stop":[1]}',
+    b'{"prompt":"a","stop":"' + b"x" * 300 + b'"}',
+    b'{"prompt":"a","stop":[' + b",".join([b'"x"'] * 17) + b"]}", b'{"prompt":"a","logit_bias":{"x":1}}',
+    b'{"prompt":"a","logit_bias":{"-1":1}}', b'{"prompt":"a","logit_bias":{"259":1}}',
+    b'{"prompt":"a","logit_bias":{"1":101}}',
+    b'{"prompt":"a","logit_bias":{"99999999999999999999":1}}', b'{"prompt":"a","logit_bias":[1]}',
+    b'{"prompt":"a","stop_token_ids":[259]}', b'{"prompt":"a","stop_token_ids":[-1]}',
+    b'{"prompt":"a","stop_token_ids":[1.5]}',
+    b'{"prompt":""}', b'{"prompt":[]}', b'{"prompt":[[]]}', b'{"prompt":[259]}', b'{"prompt":[-1]}',
+    b'{"prompt":[1.5]}',
+    b'{"prompt":[true]}', b'{"prompt":[4294967296]}', b'{"prompt":[18446744073709551616]}', b'{"prompt":["a",[1]]}',
+    b'{"prompt":["a",1]}', b'{"prompt":[[1,"a"]]}', b'{"prompt":{"a":1}}', b'{"prompt":null}',
+    b'{"prompt":' + json.dumps(["a"] * 65).encode() + b"}", b'{"prompt":' + json.dumps([1] * 400).encode() + b"}",
+    b'{"prompt":"' + b"a" * 5000 + b'"}', b'{"prompt":"a","suffix":"b"}', b'{"prompt":"a","model":"other"}',
+    b'{"prompt":"a","model":7}', b'{"prompt":"a","temprature":1}', b'{"prompt":"a","__proto__":{}}',
+    b'{"prompt":"a","priority":1e30}', b'{"prompt":"a","priority":2147483648}', b'{"prompt":"a","cache_salt":"a b"}',
+    b'{"prompt":"a","cache_salt":"' + b"s" * 129 + b'"}', b'{"prompt":"a","deadline_ms":0}',
+    b'{"prompt":"a","deadline_ms":-5}',
+    b'{"prompt":"a","guided_json":{"not":{}}}', b'{"prompt":"a","structured_outputs":{"regex":"("}}',
+    b'{"prompt":"a","kv_transfer_params":{"tp_size":1}}', b'{"prompt":"a","bad_words":["x"]}',
+    b'{"prompt":"a","truncate_prompt_tokens":0}', b'{"prompt":"a","min_tokens":20,"max_tokens":3}',
+    b'{"prompt":"a","stream_options":{"include_usage":true}}', b'{"prompt":"a","stream":"yes"}',
+    b'{"prompt":"a","response_format":{"type":"xml"}}', b'{"prompt":"a","repetition_penalty":0}',
+    b'{"prompt":"a","presence_penalty":3}', b'{"prompt":"a","metadata":' + b"[" * 100000 + b"]" * 100000 + b"}",
+    b'{"prompt":' + b"[" * 200 + b"1" + b"]" * 200 + b"}", b"[" * 1000000, b'{"a":' * 100000,
+]  # fmt: skip
+BAD_CHATS: list[object] = [
+    {"messages": []}, {"messages": "hello"}, {"messages": [{}]}, {"messages": [{"role": "user"}]}, {"messages": [1]},
+    {"messages": [{"role": "boss", "content": "x"}]}, {"messages": [{"role": "user", "content": 5}]},
+    {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/"}}]}]},
+    {"messages": [{"role": "user", "content": "x"}], "tool_choice": "required"},
+    {"messages": [{"role": "user", "content": "x"}], "modalities": ["audio"]},
+    {"messages": [{"role": "user", "content": "x"}], "audio": {"voice": "a"}},
+    {"messages": [{"role": "user", "content": "x"}], "chat_template": "{{ x }}"},
+    {"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"tokenize": True}},
+    {"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"messages": []}},
+    {"messages": [{"role": "user", "content": "x"}], "top_logprobs": 3},
+    {"messages": [{"role": "user", "content": "x"}], "logprobs": True, "top_logprobs": 21},
+    {"messages": [{"role": "user", "content": "x"}], "continue_final_message": True},
+    {"messages": [{"role": "user", "content": "x"}] * 2049},
+    {"messages": [{"role": "user", "content": "x" * 5000}]},
+]  # fmt: skip
+
+
+def test_bad_bodies_are_told_what_is_wrong_and_disturb_nobody(echo: Live) -> None:
+    canaries = [
+        echo.open({"prompt": [5, i], "max_tokens": 390, "temperature": 0, "ignore_eos": True}) for i in range(4)
+    ]
+    for path, bodies in (
+        ("/v1/completions", BAD),
+        ("/v1/chat/completions", [json.dumps(b).encode() for b in BAD_CHATS]),
+    ):
+        for body in bodies:
+            reply = echo.post(path, body)
+            shown = body[:120]
+            assert 400 <= reply.status < 500, (shown, reply.status, reply.body)
+            error = reply.error
+            assert set(error) == {"message", "type", "param", "code"} and len(error["message"]) < 600, shown
+            assert not UNSPEAKABLE.search(error["message"]), (shown, error)
+    for link in canaries:
+        link.close()
+    echo.wait(echo.idle, 5, "everything given back")
+
+
+def test_a_refusal_names_field_value_range_and_fix(echo: Live) -> None:
+    for body, param, *words in [
+        ({"prompt": "a", "temperature": 101}, "temperature", "101", "0 to 100"),
+        ({"prompt": "a", "temprature": 1}, "temprature", "did you mean temperature"),
+        ({"prompt": "a", "logprobs": 30}, "logprobs", "30", "0 to 20"),
+        ({"prompt": [[1], [7, 300]]}, "prompt_ids", "300", "0 to 258"),
+        ({"prompt": [1] * 400}, "prompt tokens + 1", "401", "400", "shorten"),
+        ({"prompt": "a", "guided_json": {"a": 1}}, "guided_json", "no grammar"),
+    ]:
+        error = echo.post("/v1/completions", body).error
+        assert error["param"] == param and all(word in error["message"] for word in words), error
+    long = echo.post("/v1/completions", {"prompt": [1] * 400}).error
+    assert long["code"] == "context_length_exceeded"
+
+
+def test_request_ids_are_echoed_when_harmless(echo: Live) -> None:
+    assert echo.ask("GET", "/live", x_request_id="abc-123:4").headers["x-request-id"] == "abc-123:4"
+    for odd in ("a b", "x" * 129, "a\tb", "é"):
+        shown = raw(echo, f"GET /live HTTP/1.1\r\nhost: x\r\nx-request-id: {odd}\r\nconnection: close\r\n\r\n".encode())
+        assert b"\r\nx-request-id: req-" in shown
+
+
+def test_a_full_queue_says_when_to_come_back(alphabet: Path) -> None:
+    with running(echo_assembly(alphabet, max_seqs=2, pace=0.01), queue=2) as live:
+        body = {"prompt": [3, 4], "max_tokens": 300, "ignore_eos": True, "stream": True}
+        links = [live.open(body) for _ in range(4)]
+        live.wait(lambda: live.server.service.num_in_flight == 4, 5, "four admitted")
+        reply = live.post("/v1/completions", body)
+        assert reply.status == 429 and reply.error["code"] == "rate_limit_exceeded"
+        assert int(reply.headers["retry-after"]) >= 1 and int(reply.headers["retry-after-ms"]) >= 1000
+        assert live.post("/v1/completions", body | {"n": 5}).status == 400, "never, not later"
+        for link in links:
+            link.close()
+        live.wait(live.idle, 5, "everything given back")
+        assert live.post("/v1/completions", {"prompt": [3], "max_tokens": 1}).status == 200
+
+
+def test_one_key_cannot_take_all_places(alphabet: Path) -> None:
+    with running(echo_assembly(alphabet, max_seqs=2, pace=0.01), queue=6, api_keys=(KEY, OTHER)) as live:
+        body = {"prompt": [3, 4], "max_tokens": 60, "ignore_eos": True, "n": 4}
+        with live.open(body, key=KEY):
+            live.wait(lambda: live.server.service.num_in_flight == 4, 5, "four admitted")
+            refused = live.post("/v1/completions", body)
+            assert refused.status == 429 and "this key" in refused.error["message"]
+            small = {"prompt": [3], "max_tokens": 1}
+            assert live.post("/v1/completions", small, authorization=f"Bearer {OTHER}").status == 200
+
+
+def test_not_being_ready_is_said_on_every_route(alphabet: Path) -> None:
+    gate, made = threading.Event(), echo_assembly(alphabet)
+
+    def load() -> Assembly:
+        gate.wait(20)
+        return made()
+
+    threading.Timer(0.5, gate.set).start()
+    seen: list[tuple[int, int, int]] = []
+
+    def peek(port: int) -> None:
+        early = Live(None, None, port, None)  # type: ignore[arg-type]
+        refused = early.post("/v1/completions", {"prompt": "a"})
+        assert refused.error["code"] == "loading" and refused.headers["retry-after"] == "1"
+        seen.append((early.ask("GET", "/live").status, early.ask("GET", "/ready").status, refused.status))
+
+    with running(load, before=peek) as live:
+        assert seen == [(200, 503, 503)]
+        assert live.ask("GET", "/ready").json == {"status": "ok", "state": "ready"}

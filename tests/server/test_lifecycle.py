@@ -1,0 +1,240 @@
+"""Starting, stopping, and telling how it is."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alphabet import write_alphabet
+from live import Live, Reply, echo_assembly, running
+
+import legato
+from legato.config import ServeConfig
+from legato.errors import ModelFileError, UsageError
+from legato.server import bridge, lifecycle
+from legato.server.log import Formatter
+
+TEXT = "/v1/completions"
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_alphabet(tmp_path_factory.mktemp("models") / "endless.gguf", context=1 << 16)
+
+
+class Program:
+    """`legato serve` as a process of its own."""
+
+    def __init__(self, model: Path, *args: str) -> None:
+        ours = {
+            "LEGATO_BACKEND": "reference",
+            "PYTHONPATH": str(Path(legato.__file__).parents[1]),
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("LEGATO_")}
+        command = [sys.executable, "-m", "legato", "serve", "-m", str(model), *args]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=kept | ours)
+        self.said: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.said.append(line.decode())
+
+    def ready(self) -> Live:
+        end = time.monotonic() + 60
+        while not (found := [line for line in self.said if "legato serves" in line]):
+            assert self.process.poll() is None and time.monotonic() < end, self.said
+            time.sleep(0.02)
+        return Live(None, None, int(found[0].rsplit(":", 1)[1]), None)  # type: ignore[arg-type]
+
+    def end(self) -> int:
+        code = self.process.wait(20)
+        self._reader.join(5)
+        return code
+
+
+@pytest.fixture
+def program(endless: Path) -> Iterator[Any]:
+    made: list[Program] = []
+
+    def start(*args: str) -> Program:
+        made.append(Program(endless, *args))
+        return made[-1]
+
+    yield start
+    for each in made:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait()
+
+
+def test_a_signal_drains_and_a_second_one_ends(program: Any) -> None:
+    """In flight: one short answer that is finished, then one without end, which is cut off in so many words."""
+    running = program("--port", "0", "--log-format", "json")
+    live = running.ready()
+    banner = [line for line in running.said if not line.startswith("{")]
+    assert len(banner) <= 12 and "curl http://127.0.0.1" in "".join(banner) and "context 65,536" in "".join(banner)
+    replies: dict[str, Reply] = {}
+
+    def ask(name: str, tokens: int) -> None:
+        body = {"prompt": "abc", "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": name == "long"}
+        replies[name] = live.post(TEXT, body)
+
+    threads = [threading.Thread(target=ask, args=a) for a in (("short", 150), ("long", 60000))]
+    for thread in threads:
+        thread.start()
+    live.wait(lambda: live.stats()["running"] == 2, 10, "both running")
+    running.process.send_signal(signal.SIGTERM)
+    live.wait(lambda: live.ask("GET", "/ready").status == 503, 2, "not ready")
+    assert live.ask("GET", "/ready").json["state"] == "draining" and live.ask("GET", "/live").status == 200
+    refused = live.post(TEXT, {"prompt": "a"})
+    assert refused.status == 503 and refused.error["code"] == "draining" and "retry-after" in refused.headers
+    threads[0].join(20)
+    assert replies["short"].status == 200 and replies["short"].json["usage"]["completion_tokens"] == 150
+    assert running.process.poll() is None, "the long one is still in flight"
+    begun = time.monotonic()
+    running.process.send_signal(signal.SIGTERM)
+    assert running.end() == 0 and time.monotonic() - begun < 3
+    threads[1].join(5)
+    assert replies["long"].events[-2]["error"]["code"] == "draining" and replies["long"].events[-1] == "[DONE]"
+    lines = [json.loads(line) for line in running.said if line.startswith("{")]
+    done = [line for line in lines if line.get("completion_tokens") == 150]
+    assert len(done) == 1 and done[0]["status"] == 200 and done[0]["prompt_tokens"] == 3
+    assert "abc" not in "".join(map(str, lines)), "no prompt in any line"
+
+
+def test_ctrl_c_while_idle_ends_at_once(program: Any) -> None:
+    running = program("--port", "0")
+    running.ready()
+    begun = time.monotonic()
+    running.process.send_signal(signal.SIGINT)
+    assert running.end() == 0 and time.monotonic() - begun < 3
+
+
+def test_a_busy_port_is_said_when_it_was_asked_for_and_stepped_over_when_not() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"port={port} is in use"):
+            lifecycle.bind(ServeConfig.resolve({"port": port}, {}))
+        default = ServeConfig.resolve({}, {})
+        other = ServeConfig("127.0.0.1", port, False, None, None, 1.0, "auto", (), {"port": "default"})
+        with lifecycle.bind(other) as sock:
+            assert port < sock.getsockname()[1] < port + lifecycle.PORTS_TRIED
+    assert default.host == "127.0.0.1" and default.port == 8000
+    with pytest.raises(UsageError, match="cannot be listened on"):
+        lifecycle.bind(ServeConfig.resolve({"host": "203.0.113.7"}, {}))
+
+
+def test_other_machines_need_a_key() -> None:
+    for host in ("0.0.0.0", "::", "192.168.1.5", "example.org"):
+        with pytest.raises(UsageError, match="--api-key"):
+            lifecycle.check_exposure(ServeConfig.resolve({"host": host}, {}))
+        lifecycle.check_exposure(ServeConfig.resolve({"host": host, "insecure": True}, {}))
+        lifecycle.check_exposure(ServeConfig.resolve({"host": host}, {"LEGATO_API_KEYS": "sk-one-two,sk-three-four"}))
+    for host in ("127.0.0.1", "localhost", "::1", "127.1.2.3"):
+        lifecycle.check_exposure(ServeConfig.resolve({"host": host}, {}))
+
+
+def test_keys_are_not_shown() -> None:
+    config = ServeConfig.resolve({}, {"LEGATO_API_KEYS": "sk-one-two, sk-three-four"})
+    assert config.api_keys == ("sk-one-two", "sk-three-four") and "sk-" not in repr(config)
+    with pytest.raises(UsageError, match="8 to 256") as refused:
+        ServeConfig.resolve({"api_keys": ["short"]}, {})
+    assert "short" not in str(refused.value)
+
+
+def test_what_loading_raises_ends_the_server() -> None:
+    def load() -> Any:
+        raise ModelFileError("model.gguf", "magic", "is not GGUF")
+
+    with pytest.raises(ModelFileError), running(load):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_hung_engine_is_told_from_a_busy_one(alphabet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridge, "MIN_HANG_S", 0.3)
+    monkeypatch.setattr(bridge, "HANG_FACTOR", 0.0)
+    with running(echo_assembly(alphabet, pace=0.05)) as live:
+        gate = threading.Event()
+        link = live.open({"prompt": [1], "max_tokens": 30, "ignore_eos": True})
+        live.wait(lambda: live.server.service.num_in_flight == 1, 5, "running")
+        for _ in range(10):
+            assert live.ask("GET", "/health").status == 200, "long work is no hang"
+            time.sleep(0.05)
+        live.parts.runner.during = lambda plan: gate.wait(20)  # type: ignore[attr-defined]
+        live.wait(lambda: live.ask("GET", "/health").status == 503, 3, "found out")
+        shown = live.ask("GET", "/health").json
+        assert shown["state"] == "hung" and shown["step_s"] > shown["limit_s"]
+        assert live.ask("GET", "/live").status == 200
+        assert live.stats()["state"] == "hung", "figures answer without the engine"
+        gate.set()
+        live.wait(lambda: live.ask("GET", "/health").status == 200, 3, "healthy again")
+        link.close()
+
+
+def test_a_dead_engine_ends_every_stream_and_says_so(alphabet: Path) -> None:
+    with running(echo_assembly(alphabet, pace=0.002)) as live:
+        replies: list[Reply] = []
+        body = {"prompt": [1], "max_tokens": 300, "ignore_eos": True}
+        asking = [
+            threading.Thread(target=lambda s=s: replies.append(live.post(TEXT, body | {"stream": s})))
+            for s in (True, False)
+        ]
+        for thread in asking:
+            thread.start()
+        live.wait(lambda: live.server.service.num_in_flight == 2, 5, "running")
+
+        def broken(*args: object) -> None:
+            raise RuntimeError("secret")
+
+        live.parts.engine.scheduler.commit = broken  # type: ignore[method-assign,assignment]
+        for thread in asking:
+            thread.join(5)
+        streamed = next(r for r in replies if r.status == 200)
+        plain = next(r for r in replies if r.status != 200)
+        assert streamed.events[-2]["error"]["code"] == "engine_error" and streamed.events[-1] == "[DONE]"
+        assert plain.status == 500 and "secret" not in plain.body.decode() + streamed.body.decode()
+        assert live.ask("GET", "/health").status == 503 and live.ask("GET", "/live").status == 200
+        after = live.post(TEXT, {"prompt": "a"})
+        assert after.status == 503 and after.error["code"] == "engine_error"
+
+
+def test_figures(echo: Live) -> None:
+    echo.post(TEXT, {"prompt": [1, 2, 3], "max_tokens": 4, "ignore_eos": True})
+    stats = echo.stats()
+    assert (
+        stats["state"] == "ready" and stats["running"] == stats["waiting"] == 0 and stats["total"]["output_tokens"] >= 4
+    )
+    kv = stats["kv_pages"]
+    assert kv["free"] + kv["cached"] + kv["in_use"] == kv["total"] == 512
+    metrics = echo.ask("GET", "/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert b"\nlegato_up 1\n" in metrics.body and b"legato_requests_running 0\n" in metrics.body
+    assert echo.ask("GET", "/version").json == {"version": legato.__version__}
+
+
+def test_a_line_has_no_control_characters() -> None:
+    for as_json in (False, True):
+        out = io.StringIO()
+        handler = logging.StreamHandler(out)
+        handler.setFormatter(Formatter(as_json))
+        record = logging.LogRecord("x", logging.INFO, "f", 1, "request", (), None)
+        record.fields = {"path": "/a\r\nx\x1b[31m\u2028y", "status": 404}
+        handler.emit(record)
+        assert out.getvalue().count("\n") == 1 and "\x1b" not in out.getvalue() and "\r" not in out.getvalue()
