@@ -50,6 +50,11 @@ class Assembly:
     notes: list[str]
 
     @property
+    def capacity(self) -> str:
+        """How many users fit, for a person."""
+        return self.kv_plan.describe()
+
+    @property
     def spec(self) -> ArchSpec:
         return self.blueprint.spec
 
@@ -88,6 +93,8 @@ def assemble(config: Config, fetching: Report, loading: Report) -> Assembly:
         max_tokens=config.max_step_tokens,
         max_seqs=config.max_seqs,
     )
+    if config.kv_memory is not None:
+        executor.touch_pages()  # what was asked for by number is there from now on, or refused now
     vocab_size = min(tokenizer.vocab_size, spec.vocab_size)
     runner = Runner(
         executor,

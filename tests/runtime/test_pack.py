@@ -63,3 +63,39 @@ def test_a_container_limit_counts(tmp_path):
     write(cgroup / "memory.current", "20000\n")
     write(cgroup / "memory.stat", "inactive_file 5000\nother 3\n")
     assert free_memory(proc, cgroup) == 15_000
+
+
+def test_the_smallest_limit_on_the_way_up_counts(tmp_path):
+    proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
+    write(proc / "meminfo", "MemAvailable: 1000 kB\n")
+    write(proc / "self" / "cgroup", "0::/slice/unit\n")
+    for group, limit, used in (("", "max", 0), ("slice", "90000", 30000), ("slice/unit", "80000", 10000)):
+        write(cgroup / group / "memory.max", limit)
+        write(cgroup / group / "memory.current", str(used))
+    assert free_memory(proc, cgroup) == 60_000
+    write(cgroup / "slice" / "unit" / "memory.high", "15000")
+    assert free_memory(proc, cgroup) == 5_000
+
+
+def test_version_1_and_a_path_that_lies_outside_the_container(tmp_path):
+    proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
+    write(proc / "meminfo", "MemAvailable: 1000 kB\n")
+    write(proc / "self" / "cgroup", "9:name=systemd:/x\n4:cpu,memory:/docker/0123\n0::/../..\nnonsense\n")
+    write(cgroup / "memory" / "memory.limit_in_bytes", "70000")
+    write(cgroup / "memory" / "memory.usage_in_bytes", "50000")
+    write(cgroup / "memory" / "memory.stat", "inactive_file 1\ntotal_inactive_file 9000\n")
+    assert free_memory(proc, cgroup) == 29_000
+    write(cgroup / "memory" / "docker" / "0123" / "memory.limit_in_bytes", "9223372036854771712")
+    write(cgroup / "memory" / "docker" / "0123" / "memory.usage_in_bytes", "5")
+    assert free_memory(proc, cgroup) == 29_000
+
+
+def test_the_pool_says_how_many_users_it_holds():
+    def said(kv_memory: int) -> str:
+        return plan_pages(1000, 16, 160, kv_memory=kv_memory, free_bytes=10**10).describe()
+
+    assert (
+        said(25_000_000) == "25 MB for keys and values: 400,000 tokens, so 2500 users x 160 tokens of context at once"
+    )
+    assert "so 1 user x 160" in said(10_000)
+    assert "so not one whole context of 160 tokens at once" in said(9_000)

@@ -153,7 +153,7 @@ def offline(
     if config.itl_slo_ms is None:
         config = replace(config, itl_slo_ms=OFFLINE_ITL_MS)
     terminal = Terminal(config.color)
-    with open_llm(config, terminal) as llm, terminal.bar() as bar:
+    with open_llm(config, terminal, capacity=True) as llm, terminal.bar() as bar:
         done = bench_offline(llm, requests, prompt, decode, shared_prefix, bar, static)
         settings = {"model": llm.name, "threads": llm.parts.executor.threads, "kv": llm.parts.kv_format}
     shown = _rounded(asdict(done))

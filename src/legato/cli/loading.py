@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from legato.llm import LLM
 
 
-def open_llm(config: Config, terminal: Terminal) -> LLM:
-    """The loaded model; use it as a context manager."""
+def open_llm(config: Config, terminal: Terminal, capacity: bool = False) -> LLM:
+    """The loaded model; use it as a context manager.
+
+    capacity  say how many users fit, too
+    """
     from legato.llm import LLM
 
     logging.getLogger("legato").addHandler(
@@ -26,4 +29,6 @@ def open_llm(config: Config, terminal: Terminal) -> LLM:
         llm = LLM(config=config, fetching=fetching, loading=loading)
     for note in llm.notes:
         terminal.note(note)
+    if capacity:
+        terminal.dim(llm.parts.capacity)
     return llm

@@ -36,6 +36,15 @@ class KvPlan:
         """How many users with a full context fit at once."""
         return self.num_tokens / self.context_length
 
+    def describe(self) -> str:
+        """`1.6 GB for keys and values: 131,072 tokens, so 16 users x 8,192 tokens of context at once`."""
+        size = f"{self.total_bytes / 1e9:.1f} GB" if self.total_bytes >= 1e9 else f"{self.total_bytes / 1e6:.0f} MB"
+        users = int(self.full_contexts)
+        many = f"{users} user{'s' * (users != 1)} x {self.context_length:,} tokens of context"
+        if not users:
+            many = f"not one whole context of {self.context_length:,} tokens"
+        return f"{size} for keys and values: {self.num_tokens:,} tokens, so {many} at once"
+
 
 def plan_pages(page_bytes: int, page_size: int, context_length: int, kv_memory: int | None, free_bytes: int) -> KvPlan:
     """Pages for `kv_memory` bytes, or for a few full contexts within half of the free memory.
@@ -55,7 +64,7 @@ def plan_pages(page_bytes: int, page_size: int, context_length: int, kv_memory: 
 
 def free_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that can be taken without swapping: MemAvailable, or what the control group leaves if that is less."""
-    free = [_meminfo_available(proc / "meminfo"), _cgroup_left(cgroup)]
+    free = [_meminfo_available(proc / "meminfo"), _cgroup_left(cgroup, proc)]
     known = [f for f in free if f is not None]
     return min(known) if known else 2**63 - 1
 
@@ -70,19 +79,66 @@ def _meminfo_available(path: Path) -> int | None:
     return None
 
 
-def _cgroup_left(root: Path) -> int | None:
-    """Limit minus use, of control groups version 2 or 1; the page cache in use counts as free."""
-    for limit_name, used_name in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            limit = (root / limit_name).read_text().strip()
-            if limit == "max":
-                return None
-            used = int((root / used_name).read_text())
-            stat = dict(line.split() for line in (root / limit_name).with_name("memory.stat").read_text().splitlines())
-            return max(int(limit) - used + int(stat.get("inactive_file", 0)), 0)
-        except (OSError, ValueError):
-            continue
-    return None
+def _cgroup_left(root: Path, proc: Path) -> int | None:
+    """Limit minus use of this process's control group, or of one above it if that has less left."""
+    left = [_group_left(folder, names) for folder, names in _groups(root, proc)]
+    return min((bytes_left for bytes_left in left if bytes_left is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """A version's files: limits, use, and the line of memory.stat with page cache that can be given up."""
+
+    limits: tuple[str, ...]
+    used: str
+    reclaimable: str
+
+
+_V2 = _Names(("memory.max", "memory.high"), "memory.current", "inactive_file")
+_V1 = _Names(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+
+
+def _groups(root: Path, proc: Path) -> list[tuple[Path, _Names]]:
+    """Folders that may bound this process: its own group's and all above, of versions 2 and 1.
+
+    In a container the kernel may name a group that lies outside; then the mounted root is the container's own.
+    """
+    found = [(root, _V2), (root / "unified", _V2), (root / "memory", _V1)]
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+        bases = [(root / "memory", _V1)] if "memory" in controllers.split(",") else []
+        bases += [(root, _V2), (root / "unified", _V2)] if not controllers else []
+        found += [(base.joinpath(*parts[:n]), names) for base, names in bases for n in range(1, len(parts) + 1)]
+    return found
+
+
+def _group_left(folder: Path, names: _Names) -> int | None:
+    """None where nothing is limited or known; the page cache in use counts as free."""
+    limits = [limit for limit in (_number(folder / name) for name in names.limits) if limit is not None]
+    used = _number(folder / names.used)
+    if not limits or used is None:
+        return None
+    return max(min(limits) - used + _reclaimable(folder / "memory.stat", names.reclaimable), 0)
+
+
+def _number(path: Path) -> int | None:
+    """None for "max" and for a file that is not there."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _reclaimable(stat: Path, name: str) -> int:
+    try:
+        for line in stat.read_text().splitlines():
+            if line.startswith(name + " "):
+                return int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    return 0
