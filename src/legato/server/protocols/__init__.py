@@ -25,6 +25,8 @@ A protocol that answers prompts is two things and a route:
         a protocol's business. A route that does not generate takes `async def handle(exchange: Exchange) -> None`
         instead: `await exchange.body()`, then `await exchange.respond(status, body, headers, kind)`.
 
+A `parse` that can answer by itself, without the model, returns `Ready` instead of `Asked`.
+
 Protocols are listed in `lifecycle.all_routes(service)`: add one line there.
 A page's files are routes too: Route("GET", "/", handle, words, "...", open=True) with `kind=b"text/html"`.
 `service.encode((prompt,))` gives token ids (for counting); `service.model` the model's facts; both raise what to say.
@@ -38,7 +40,7 @@ from typing import Protocol
 
 from legato.completion import Delta
 from legato.server.ask import Ask, Result
-from legato.server.exchange import Disconnected, Exchange, Header
+from legato.server.exchange import JSON, Disconnected, Exchange, Header
 from legato.server.problems import Problem, problem_of
 from legato.server.routes import Handler
 from legato.server.service import AnswerStream, Service
@@ -71,7 +73,16 @@ class Asked:
     encoder: Callable[[AnswerStream], Encoder]
 
 
-Parse = Callable[[bytes, Service], Asked]
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What `parse` returns for a body that needs no answer of the model's."""
+
+    body: bytes
+    kind: bytes = JSON
+    ignored: tuple[str, ...] = ()
+
+
+Parse = Callable[[bytes, Service], Asked | Ready]
 
 
 def generation(service: Service, parse: Parse) -> Handler:
@@ -82,6 +93,9 @@ def generation(service: Service, parse: Parse) -> Handler:
         service.check_open()
         asked = await _parsed(service, parse, body)
         del body
+        if isinstance(asked, Ready):
+            await exchange.respond(200, asked.body, ignored_header(asked.ignored), asked.kind)
+            return
         stream = await service.begin(asked.ask, exchange.tenant)
         exchange.on_disconnect(stream.abort)
         encoder = asked.encoder(stream)
@@ -98,11 +112,11 @@ def generation(service: Service, parse: Parse) -> Handler:
     return handle
 
 
-async def _parsed(service: Service, parse: Parse, body: bytes) -> Asked:
+async def _parsed(service: Service, parse: Parse, body: bytes) -> Asked | Ready:
     if len(body) < LARGE_BODY:
         return parse(body, service)
     asked = await service.aside(lambda: parse(body, service))
-    assert isinstance(asked, Asked)
+    assert isinstance(asked, Asked | Ready)
     return asked
 
 

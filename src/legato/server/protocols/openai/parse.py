@@ -28,6 +28,18 @@ TEMPLATE_VARIABLES = ("enable_thinking", "thinking", "reasoning_effort", "date_s
 def parse_chat(body: bytes, service: Service) -> Asked:
     """`POST /v1/chat/completions`."""
     asked, passed = parse(body, ChatBody, service.limits.depth, IGNORED, REFUSED)
+    ask = chat_ask(asked, passed)
+    view = ChatView(
+        include_usage=_option(asked, "include_usage"),
+        continuous_usage=_option(asked, "continuous_usage_stats"),
+        token_ids=bool(asked.return_token_ids),
+        tokens_as_ids=bool(asked.return_tokens_as_token_ids),
+    )
+    return Asked(ask, lambda stream: ChatEncoder(stream, view))
+
+
+def chat_ask(asked: ChatBody, passed: tuple[str, ...] = ()) -> Ask:
+    """What a conversation in OpenAI's fields asks for; other protocols put theirs into these fields first."""
     check_tools(asked)
     if asked.modalities is not None and asked.modalities != ["text"]:
         raise RequestError("modalities", asked.modalities, '["text"]')
@@ -49,14 +61,7 @@ def parse_chat(body: bytes, service: Service) -> Asked:
         add_generation_prompt=asked.add_generation_prompt is not False,
         variables=_variables(asked.chat_template_kwargs),
     )
-    ask = _ask(asked, (prompt,), params, passed)
-    view = ChatView(
-        include_usage=_option(asked, "include_usage"),
-        continuous_usage=_option(asked, "continuous_usage_stats"),
-        token_ids=bool(asked.return_token_ids),
-        tokens_as_ids=bool(asked.return_tokens_as_token_ids),
-    )
-    return Asked(ask, lambda stream: ChatEncoder(stream, view))
+    return _ask(asked, (prompt,), params, passed)
 
 
 def parse_completion(body: bytes, service: Service) -> Asked:
