@@ -40,7 +40,7 @@ FEW = 16
 WIDEST = 1.5  # a machine that stands still now and then does so in short steps too
 
 # What an ordinary core does, for the first steps: read and multiply together, not at their peaks.
-_READ_BYTES_S, _INT8_OPS_S, _FLOAT_OPS_S, _HOST_S = 8e9, 0.4e12, 0.05e12, 2e-4
+_READ_BYTES_S, _INT8_OPS_S, _FLOAT_OPS_S, _HOST_S = 8e9, 0.4e12, 0.2e12, 2e-4
 
 
 @dataclass(slots=True)
@@ -95,8 +95,8 @@ class StepCost:
     step: float = 6e-3
     row: float = 5e-5
     dense_row: float = 5e-4
-    kv_token: float = 1.5e-6
-    visit: float = 2.5e-6
+    kv_token: float = 1e-6
+    visit: float = 3e-7
     logit_row: float = 1e-4
 
     def __post_init__(self) -> None:
@@ -154,7 +154,7 @@ class _Ratios:
 class StepTimeModel:
     """Predicts steps and learns from them; about 15 us a step learnt, 1 us a prediction."""
 
-    __slots__ = ("_errors", "_pace", "_prior", "_ratios", "_sums", "_weights", "num_steps")
+    __slots__ = ("_error", "_errors", "_pace", "_prior", "_ratios", "_sums", "_weights", "num_steps")
 
     def __init__(self, prior: StepCost | None = None) -> None:
         expected = prior or StepCost()
@@ -164,7 +164,8 @@ class StepTimeModel:
         self._sums = [[0.0] * 42 for _ in range(3)]
         self._ratios = [_Ratios() for _ in range(3)]
         self._pace = 1.0
-        self._errors = [0.0] * 3
+        self._errors = [0.0] * 3  # the same as `error` of each kind
+        self._error = 0.0
         self.num_steps = 0
 
     @property
@@ -175,8 +176,8 @@ class StepTimeModel:
 
     @property
     def error(self) -> float:
-        """The mean of |measured - predicted| / predicted of late, of the kind of step where it is largest."""
-        return max(self._errors)
+        """The mean of |measured - predicted| / predicted, of late."""
+        return self._error
 
     def seconds(self, load: Load) -> float:
         """The expected time of a step that carries `load`."""
@@ -186,6 +187,10 @@ class StepTimeModel:
             p[0] * w[0] + p[1] * w[1] * rows + p[2] * w[2] * dense + p[3] * w[3] * load.kv_tokens
             + p[4] * w[4] * load.visited + p[5] * w[5] * load.logit_rows
         )  # fmt: skip
+
+    def read_seconds(self, tokens: int) -> float:
+        """The part of a step's time that reads keys and values of so many tokens."""
+        return self._pace * self._prior[3] * self._weights[3] * tokens
 
     def predict(self, load: Load) -> Prediction:
         seconds, ratios = self.seconds(load), self._ratios[load.kind]
@@ -228,6 +233,7 @@ class StepTimeModel:
         most = USUAL_ERRORS * max(0.005, usual) if seen > FEW else math.inf
         error = max(-most, min(most, ratio - 1.0))
         self._errors[kind] += max(1.0 / seen, 0.2) * (min(abs(ratio - 1.0), 3.0 * most) - usual)
+        self._error += max(1.0 / self.num_steps, 0.05) * (min(abs(ratio - 1.0), 1.0) - self._error)
         change = (1.0 + error) ** max(1.0 / self.num_steps, PACE_GAIN)
         self._learn(load, (1.0 + error) / change, predicted / self._pace, kind)
         self._pace *= change
