@@ -236,7 +236,8 @@ def open_session(disk: Disk, path: Path) -> Iterator[SessionFile]:
     try:
         yield _open(disk, path, handle)
     finally:
-        disk.close(handle)
+        with suppress(OSError):  # nothing was written
+            disk.close(handle)
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ class SessionFolder:
         with self.open(name) as file:
             if check:
                 file.check()
-            return _described(name, file)
+            return _described(name, file.header, file.size, file.problem)
 
     def _info(self, name: str) -> SessionInfo | None:
         """None: it went away meanwhile."""
@@ -168,7 +168,10 @@ class SessionFolder:
         messages: list[dict[str, Any]],
         pages_NB: ByteArray,
     ) -> SessionInfo:
-        """Writes or replaces a session, then gives up the oldest others until all fit under the cap."""
+        """Writes or replaces a session, then gives up the oldest others until all fit under the cap.
+
+        Files that cannot be read are left alone: that may pass.
+        """
         path = self._file(name)
         self.lock()
         now, found = self._clock(), self.infos()
@@ -184,8 +187,9 @@ class SessionFolder:
             page_digests=digest_pages(pages_NB),
         )
         self._write(path, header, pages_NB)
-        self._shrink([info for info in found if info.name != name], self.cap - file_bytes(header))
-        return self.info(name)
+        others = [info for info in found if info.name != name and info.serial]
+        self._shrink(others, self.cap - file_bytes(header))
+        return _described(name, header, file_bytes(header))
 
     def fork(self, name: str, new_name: str) -> SessionInfo:
         """A copy under a name that is free. Damaged pages are left out of it."""
@@ -264,17 +268,16 @@ class SessionFolder:
         return self.path / (checked_name(name) + SUFFIX)
 
 
-def _described(name: str, file: SessionFile) -> SessionInfo:
-    header = file.header
+def _described(name: str, header: Header, size: int, problem: str | None = None) -> SessionInfo:
     return SessionInfo(
         name=name,
         tokens=len(header.token_ids),
         cached_tokens=header.num_pages * header.fingerprint.page_size,
         messages=len(header.messages),
-        bytes=file.size,
+        bytes=size,
         model=header.model,
         created_at=header.created_at,
         saved_at=header.saved_at,
         serial=header.serial,
-        problem=file.problem,
+        problem=problem,
     )
