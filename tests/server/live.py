@@ -26,6 +26,7 @@ from legato.core.request import Request, SamplingParams
 from legato.engine import Engine
 from legato.server.lifecycle import Server
 from legato.server.limits import ServerLimits
+from legato.server.service import Model
 from legato.text.template import ChatTemplate
 from legato.weights.source import open_model
 
@@ -137,11 +138,15 @@ def running(
     made: dict[str, Any] = {}
     ready = threading.Event()
 
-    def announce(parts: Assembly, url: str) -> None:
+    def announce(parts: Assembly, model: Model, url: str) -> None:
         made["parts"] = parts
         ready.set()
 
-    server = Server(serve, load, lambda parts: NAME, announce, limits)
+    def described() -> tuple[Assembly, Model]:
+        parts = load()
+        return parts, Model.of(parts, NAME)
+
+    server = Server(serve, described, announce, limits)
     codes: list[int] = []
 
     async def main() -> None:

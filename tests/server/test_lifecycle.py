@@ -198,7 +198,7 @@ def test_a_dead_engine_ends_every_stream_and_says_so(alphabet: Path) -> None:
         ]
         for thread in asking:
             thread.start()
-        live.wait(lambda: live.server.service.num_in_flight == 2, 5, "running")
+        live.wait(lambda: live.parts.engine.scheduler.num_running == 2, 5, "running")
 
         def broken(*args: object) -> None:
             raise RuntimeError("secret")

@@ -16,6 +16,7 @@ from legato.config import SERVE_SETTINGS, SETTINGS, ServeConfig
 
 if TYPE_CHECKING:
     from legato.assemble import Assembly
+    from legato.server.service import Model, Wall
 
 
 def _option(name: str, metavar: str) -> Decorator:
@@ -25,7 +26,6 @@ def _option(name: str, metavar: str) -> Decorator:
 @click.command("serve")
 @model_options
 @click.option("--max-seqs", metavar="N", help=SETTINGS["max_seqs"].help)
-@click.option("--itl-slo-ms", metavar="MS", help=SETTINGS["itl_slo_ms"].help)
 @_option("host", "ADDRESS")
 @_option("port", "N")
 @click.option("--api-key", "api_keys", metavar="KEY", multiple=True, help="lets clients in; may be repeated")
@@ -41,37 +41,52 @@ def command(**options: Any) -> int:
     serve_config, config = ServeConfig.resolve(given), config_of(options)
     from legato.assemble import assemble, model_name
     from legato.server import lifecycle, log
+    from legato.server.service import Model
 
     log.set_up(serve_config.log_format)
     terminal = Terminal(config.color)
 
-    def load() -> Assembly:
+    def load() -> tuple[Assembly, Model]:
         with terminal.bar(patience=0) as fetching, terminal.bar() as loading:
-            return assemble(config, fetching, loading)
+            parts = assemble(config, fetching, loading)
+        name = serve_config.served_name or model_name(config, parts.source)
+        return parts, Model.of(parts, name, wall_of(parts))
 
-    def announce(parts: Assembly, url: str) -> None:
-        for note in parts.notes:
-            terminal.note(note)
-        for line in banner(parts, serve_config, url, serve_config.served_name or model_name(config, parts.source)):
+    def announce(parts: Assembly, model: Model, url: str) -> None:
+        for line in banner(parts, model, serve_config, url):
             terminal.say(line)
 
-    return lifecycle.serve(serve_config, load, lambda parts: model_name(config, parts.source), announce)
+    return lifecycle.serve(serve_config, load, announce)
 
 
-def banner(parts: Assembly, serve: ServeConfig, url: str, name: str) -> list[str]:
+def wall_of(parts: Assembly) -> Wall:
+    """What bounds this model's decode steps here: a few readings of memory, and bytes in closed form."""
+    from legato.assemble import step_bits
+    from legato.measure import cost
+    from legato.measure.machine import READ_BYTES
+    from legato.server.service import Wall
+
+    seconds = min(parts.backend.read_seconds(READ_BYTES, parts.executor.threads, passes=3))
+    bits = step_bits(parts.config, parts.blueprint, parts.backend)
+    kept = cost.kv_bytes_per_token(parts.spec, str(parts.kv_format))
+    return Wall(round(READ_BYTES / seconds / 1e9, 3), cost.weight_read_bytes(parts.spec, bits), kept)
+
+
+def banner(parts: Assembly, model: Model, serve: ServeConfig, url: str) -> list[str]:
     """What a person needs to begin, in at most 12 lines."""
-    plan, limits, executor = parts.kv_plan, parts.engine.scheduler.limits, parts.executor
-    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello"}], "stream": True})
+    body = json.dumps({"model": model.name, "messages": [{"role": "user", "content": "Hello"}], "stream": True})
     key = " -H 'authorization: Bearer KEY'" if serve.api_keys else ""
-    kept = f"{plan.num_tokens:,} tokens in {plan.total_bytes / 1e6:,.0f} MB of {parts.kv_format}"
+    wall = "" if model.wall is None else f", memory read at {model.wall.read_gb_s:.1f} GB/s"
+    queue = 4 * model.max_seqs if serve.queue is None else serve.queue
     lines = [
-        f"legato serves {name} at {url}",
-        f"  model     {parts.source.path.name}, context {limits.context_length:,}",
-        f"  memory    keys and values: {kept}, {plan.full_contexts:.1f} full contexts",
-        f"  machine   {executor.isa}, {executor.threads} threads, {limits.max_running} answers at once",
-        f"  keys      {len(serve.api_keys)} needed" if serve.api_keys else "  keys      none: this is open",
+        f"legato serves {model.name} at {url}",
+        f"  model     {parts.source.path.name}, context {model.context_length:,}",
+        f"  memory    {parts.capacity} ({model.kv})",
+        f"  machine   {model.isa}, {model.threads} threads{wall}",
+        f"  answers   {model.max_seqs} at once, {queue} waiting",
+        f"  keys      {len(serve.api_keys)}" if serve.api_keys else "  keys      none: whoever reaches this may ask",
         f"  try       curl {url}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'",
     ]
     if serve.sources.get("port") == "default" and not url.endswith(f":{serve.port}"):
         lines.append(f"  note      port {serve.port} is in use, so this is the next free one")
-    return lines
+    return lines + [f"  note      {note}" for note in parts.notes[: 12 - len(lines)]]

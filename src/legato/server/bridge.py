@@ -27,12 +27,14 @@ from legato.core.sequence import FinishReason
 from legato.engine import Engine, EngineStats
 from legato.errors import EngineError, LegatoError
 from legato.measure.ledger import StepRecord
+from legato.measure.step_time import Load
 
 log = logging.getLogger(__name__)
 
 SNAPSHOT_S = 0.2  # at most this often while working; always when work ends
+RECENT = 32  # steps in a snapshot
 MIN_HANG_S = 10.0
-HANG_FACTOR = 8.0  # a step this many times longer than the longest that could be legal is no step any more
+HANG_FACTOR = 4.0  # a step this many times longer than the longest that could be legal is no step any more
 
 
 class Receiver(Protocol):
@@ -47,11 +49,17 @@ class Receiver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the engine last told of itself; `at` is the bridge's clock then."""
+    """What the engine last told of itself.
+
+    at      the bridge's clock then
+    recent  the last steps, one by one
+    wait_s  how long one more request would have waited for its turn
+    """
 
     at: float
     stats: EngineStats
     recent: tuple[StepRecord, ...]
+    wait_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +124,6 @@ class EngineThread:
         self._ready: asyncio.Future[Assembly] = loop.create_future()
         self._snapshot: Snapshot | None = None
         self._busy_since: float | None = None
-        self._seconds_a_row = 0.0
         self._hang_after_s = MIN_HANG_S
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
@@ -168,7 +175,7 @@ class EngineThread:
         except BaseException as error:
             self._post(_settle, self._ready, None, error)
             return
-        self._hang_after_s = self._hang_limit(parts.engine)
+        self._hang_after_s = _hang_limit(parts.engine)
         self._publish(parts.engine)
         self._post(_settle, self._ready, parts, None)
         ended: LegatoError = EngineError("the engine has ended")
@@ -216,14 +223,9 @@ class EngineThread:
             self._publish(engine)
 
     def _publish(self, engine: Engine) -> None:
-        self._hang_after_s = max(self._hang_after_s, self._hang_limit(engine))
-        self._snapshot = Snapshot(self._clock(), engine.stats(), tuple(engine.ledger.recent)[-32:])
-
-    def _hang_limit(self, engine: Engine) -> float:
-        """A full step at the slowest pace a row was ever seen to take, many times over."""
-        for record in tuple(engine.ledger.recent)[-32:]:
-            self._seconds_a_row = max(self._seconds_a_row, record.seconds / max(1, record.num_tokens))
-        return max(MIN_HANG_S, HANG_FACTOR * self._seconds_a_row * engine.scheduler.limits.max_tokens)
+        self._hang_after_s = max(self._hang_after_s, _hang_limit(engine))
+        wait_s = engine.estimate().queue_s
+        self._snapshot = Snapshot(self._clock(), engine.stats(), tuple(engine.ledger.recent)[-RECENT:], wait_s)
 
     def _deliver(self, events: list[Event]) -> None:
         assert self._receiver is not None
@@ -244,6 +246,14 @@ class EngineThread:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:  # the loop has closed: nobody is left to be told
             return
+
+
+def _hang_limit(engine: Engine) -> float:
+    """The longest step that could be legal, predicted from what steps took so far, many times over."""
+    limits = engine.scheduler.limits
+    rows, context = limits.max_tokens, limits.context_length
+    longest = Load(rows, rows, rows + context * limits.max_running, rows * context, rows)
+    return max(MIN_HANG_S, HANG_FACTOR * engine.model.seconds(longest))
 
 
 def _warm(engine: Engine) -> None:

@@ -44,8 +44,8 @@ SWITCH_S = (
     0.0005  # how long one thread may keep the interpreter when the other wants it; Python's own is ten times that
 )
 
-Load = Callable[[], Assembly]
-Announce = Callable[[Assembly, str], None]
+Load = Callable[[], tuple[Assembly, Model]]
+Announce = Callable[[Assembly, Model, str], None]
 
 
 def all_routes(service: Service) -> list[Route]:
@@ -103,14 +103,14 @@ class Server:
         self,
         serve: ServeConfig,
         load: Load,
-        name: Callable[[Assembly], str],
         announce: Announce,
         limits: ServerLimits | None = None,
     ) -> None:
-        self._serve, self._load, self._name, self._announce = serve, load, name, announce
+        self._serve, self._load, self._announce = serve, load, announce
         self.limits = replace(limits or ServerLimits(), queue=serve.queue, drain_s=serve.drain_s)
         self.service: Service
         self.routes: RouteTable
+        self._model: Model
         self._stops = 0
         self._stopping: asyncio.Event
 
@@ -120,7 +120,7 @@ class Server:
 
         loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        bridge = EngineThread(self._load, loop)
+        bridge = EngineThread(self._loaded_parts, loop)
         service = self.service = Service(bridge, self.limits)
         keys = Keys(self._serve.api_keys)
         service.many_tenants = len(keys) > 1
@@ -136,8 +136,8 @@ class Server:
         try:
             parts = await self._loaded(bridge, service)
             if parts is not None:
-                service.ready(Model.of(parts, self._serve.served_name or self._name(parts)))
-                self._announce(parts, url_of(sock))
+                service.ready(self._model)
+                self._announce(parts, self._model, url_of(sock))
                 first = asyncio.create_task(_render_once(service))
             await self._stopping.wait()
             await self._drain()
@@ -157,6 +157,11 @@ class Server:
         self._stopping.set()
         if self._stops == 1 and self.service.num_in_flight:
             log.info("draining: %d answers in flight have %g s", self.service.num_in_flight, self.limits.drain_s)
+
+    def _loaded_parts(self) -> Assembly:
+        """On the engine's thread: the model, and what is to be known of it."""
+        parts, self._model = self._load()
+        return parts
 
     async def _loaded(self, bridge: EngineThread, service: Service) -> Assembly | None:
         """The model, or None when a signal came first."""
@@ -223,13 +228,13 @@ def _http_config(app: App, config: Callable[..., Any]) -> Any:
     )
 
 
-def serve(serve_config: ServeConfig, load: Load, name: Callable[[Assembly], str], announce: Announce) -> int:
+def serve(serve_config: ServeConfig, load: Load, announce: Announce) -> int:
     """Binds, loads, serves, drains; returns the exit code. Raises a `LegatoError` for what stands in the way."""
     check_exposure(serve_config)
     with bind(serve_config) as sock:
         sys.setswitchinterval(SWITCH_S)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(Server(serve_config, load, name, announce).run(sock))
+            return runner.run(Server(serve_config, load, announce).run(sock))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -75,6 +75,7 @@ def figures(service: Service) -> dict[str, Any]:
             "kv": model.kv,
             "max_seqs": model.max_seqs,
         },
+        "wall": None if model.wall is None else asdict(model.wall),
         "in_flight": service.num_in_flight,
         "places": service.num_places,
         "step_s": round(pulse.busy_s, 4),
@@ -91,10 +92,15 @@ def _engine_figures(snapshot: Snapshot, now: float) -> dict[str, Any]:
         "age_s": round(now - snapshot.at, 3),
         "running": stats.num_running,
         "waiting": stats.num_waiting,
+        "wait_s": round(snapshot.wait_s, 3),
+        "tenants": {name: asdict(tenant) for name, tenant in stats.tenants.items()},
         "kv_pages": asdict(stats.kv),
         "preemptions": stats.num_preemptions,
         "faults": stats.num_faults,
         "leaks": stats.num_leaks,
+        "refused": stats.num_refused,
+        "expired": stats.num_expired,
+        "step_error": round(stats.step_error, 4),
         "tok_s": round(sum(r.output_tokens for r in recent) / span, 2) if span > 0 else 0.0,
         "prompt_tok_s": round(sum(r.prompt_tokens for r in recent) / span, 2) if span > 0 else 0.0,
         "total": {
@@ -110,6 +116,7 @@ def _engine_figures(snapshot: Snapshot, now: float) -> dict[str, Any]:
         "recent": [
             {
                 "ms": round(1e3 * r.seconds, 3),
+                "predicted_ms": round(1e3 * r.predicted, 3),
                 "run_ms": round(1e3 * r.laps.get("run", 0.0), 3),
                 "seqs": r.num_seqs,
                 "decode_tokens": r.decode_tokens,

@@ -47,12 +47,21 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Wall:
+    """A decode step reads all of `weight_bytes`, and `kv_bytes_per_token` for each token before it."""
+
+    read_gb_s: float
+    weight_bytes: int
+    kv_bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """What is known of the one model that is served.
 
     name     what clients call it
     admit    makes ready what sampling needs; takes seconds at times, raises `RequestError`
-    digests  receipts need them; "" until somebody asked
+    wall     what bounds its steps on this machine, if that was measured
     """
 
     name: str
@@ -66,9 +75,10 @@ class Model:
     kv: str
     max_seqs: int
     admit: Callable[[SamplingParams], None]
+    wall: Wall | None = None
 
     @classmethod
-    def of(cls, parts: Assembly, name: str) -> Model:
+    def of(cls, parts: Assembly, name: str, wall: Wall | None = None) -> Model:
         return cls(
             name=name,
             created=int(time.time()),
@@ -81,6 +91,7 @@ class Model:
             kv=str(parts.kv_format),
             max_seqs=parts.engine.scheduler.limits.max_running,
             admit=parts.runner.admit,
+            wall=wall,
         )
 
 
@@ -182,10 +193,7 @@ class AnswerStream:
 
 
 class Service:
-    """One model behind one bridge. Lives on the event loop; only `encode` runs elsewhere.
-
-    names  other names that clients may call the model by
-    """
+    """One model behind one bridge. Lives on the event loop; only `encode` and what it calls run elsewhere."""
 
     def __init__(self, bridge: Bridge, limits: ServerLimits, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self.bridge, self.limits, self.clock = bridge, limits, clock
@@ -199,7 +207,6 @@ class Service:
         self._numbers = itertools.count(1)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="encode")
         self._compilers = ThreadPoolExecutor(1, thread_name_prefix="compile")
-        self._seconds_each = 1.0
         self.many_tenants = False
 
     @property
@@ -313,7 +320,8 @@ class Service:
         places, taken = self.num_places, self.num_in_flight
         if wanted > places:
             raise RequestError("n", wanted, f"at most {places} answers in one request", "ask for fewer at once")
-        wait_s = min(60.0, max(1.0, self._seconds_each * taken / self.model.max_seqs / 2))
+        snapshot = self.bridge.snapshot()
+        wait_s = min(60.0, max(1.0, snapshot.wait_s if snapshot is not None else 0.0))
         if taken + wanted > places:
             raise OverloadedError(f"the queue is full: {taken} of {places} places are taken", wait_s)
         share = max(self.model.max_seqs, int(places * self.limits.tenant_share))
@@ -359,9 +367,6 @@ class Service:
     def _ended(self, stream: AnswerStream, answer: Answer, event: Event) -> None:
         stream.places -= 1
         self._free(answer.request.tenant, 1)
-        if event.usage is not None and "finished" in event.usage.marks and "scheduled" in event.usage.marks:
-            seconds = event.usage.marks["finished"] - event.usage.marks["scheduled"]
-            self._seconds_each += 0.1 * (seconds - self._seconds_each)
         if answer.finished:
             del self._streams[answer.request.request_id]
 
