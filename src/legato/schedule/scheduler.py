@@ -6,9 +6,9 @@ There are no phases. A sequence has `num_computed_tokens` and `num_tokens`; ever
 second. A step is filled in this order, under a budget of rows:
 
     1. running sequences with one certain token to go (streams), one row each; then their drafts
-    2. running sequences with more to go (prompts, or coming back after preemption), in chunks: the lowest priority
-       number first, then the tenant that was served least, then the earliest
-    3. waiting sequences in the same order, if nobody had to be preempted
+    2. running sequences with more to go (prompts, or coming back after preemption), in chunks, and waiting sequences
+       if nobody had to be preempted: the lowest priority number first, then the tenant that was served least, then
+       the earliest
 
 Where sequences are
     parked  --leader has the prompt-->  waiting  --admitted-->  running  --> finished
@@ -44,6 +44,8 @@ from legato.schedule.tenants import Tenants
 from legato.schedule.waiting import WaitingQueue
 
 MAX_PREEMPTIONS = 8
+
+_Rank = tuple[int, int, int]
 
 
 def _order(seq: Sequence) -> tuple[int, int]:
@@ -235,7 +237,9 @@ class Scheduler:
         self._plan_drafts(draft)
         if self._waiting or len(draft.slices) < len(self._running):
             self._budget.begin(draft.weigh())
-            for seq in self._by_service([seq for seq in order if seq.seq_id not in draft.slices]):
+            for seq in sorted((seq for seq in order if seq.seq_id not in draft.slices), key=self._rank):
+                if self.num_preemptions == preempted:
+                    self._admit(draft, now, self._rank(seq))
                 if seq.seq_id in self._running:
                     self._plan_rows(draft, seq, self._chunk(draft, seq))
             if self.num_preemptions == preempted:
@@ -284,12 +288,9 @@ class Scheduler:
                 draft.add(seq, 1 + len(seq.draft_ids))
                 spare -= len(seq.draft_ids)
 
-    def _by_service(self, seqs: list[Sequence]) -> list[Sequence]:
-        """In the order in which they get rows; they come in the order of `_order`."""
-        if len(seqs) > 1 and len(self.tenants) > 1:
-            service = self.tenants.service
-            seqs.sort(key=lambda seq: (seq.request.priority, service(seq.request.tenant), seq.seq_id))
-        return seqs
+    def _rank(self, seq: Sequence) -> _Rank:
+        """Who gets prompt rows first, running or waiting: the lower."""
+        return seq.request.priority, self.tenants.service(seq.request.tenant), seq.seq_id
 
     def _chunk(self, draft: _Draft, seq: Sequence) -> int:
         """Rows that `seq` may have in this step; at least one when nothing else is planned."""
@@ -300,13 +301,15 @@ class Scheduler:
             allowed = max(1, allowed)
         return min(allowed, most)
 
-    def _admit(self, draft: _Draft, now: float) -> None:
-        """Waiting sequences in order, until one does not fit: nobody overtakes it."""
+    def _admit(self, draft: _Draft, now: float, before: _Rank | None = None) -> None:
+        """Waiting sequences that rank `before`, in order, until one does not fit: nobody overtakes it."""
         if not self.continuous and not self._running:
             self._seats = min(len(self._waiting), self.limits.max_running)
         while self.num_running < self.limits.max_running and draft.left > 0:
             seq = self._waiting.head()
             if seq is None or not (self.continuous or self._seats):
+                return
+            if before is not None and self._rank(seq) > before:
                 return
             if self._chunk(draft, seq) < 1 or not self._fits(seq):
                 return
