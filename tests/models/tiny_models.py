@@ -227,10 +227,10 @@ class Reader:
     def greedy(self, ids: list[int], count: int) -> list[int]:
         """The prompt in one step, then one token a step."""
         self.feed(ids)
-        out = [int(self.executor.argmax()[-1])]
+        out = [self.executor.argmax()[-1]]
         while len(out) < count:
             self.feed(out[-1:])
-            out.append(int(self.executor.argmax()[0]))
+            out.append(self.executor.argmax()[0])
         return out
 
 

@@ -15,6 +15,7 @@ from bytes_vocabulary import EOS, SIZE, BytesTokenizer, text_of
 from legato.core.plan import Plan, Slice, SliceResult
 from legato.core.request import Grammar, GrammarKind, Request, SamplingParams
 from legato.core.sequence import Sequence
+from legato.kernels.choice import choose
 from legato.runtime.runner import Runner
 from legato.runtime.sampler import mask_row
 from legato.schedule.accept import accept
@@ -45,8 +46,12 @@ class Dice:
     def row(self, position: int) -> Any:
         return np.random.default_rng((self._seed, position)).normal(size=SIZE + 3).astype(np.float32)
 
-    def argmax(self) -> Any:
-        return self._logits.argmax(axis=1)
+    def argmax(self) -> list[int]:
+        best: list[int] = self._logits.argmax(axis=1).tolist()
+        return best
+
+    def choose(self, *row_and_how: Any) -> int:
+        return choose(*row_and_how)
 
 
 @pytest.fixture(scope="module")

@@ -105,8 +105,8 @@ class Executor(Protocol):
         The array belongs to the executor and is overwritten by the next step.
         """
 
-    def argmax(self) -> IntArray:
-        """The greedy token of each logit row of the last step (lowest id among equals), without copying logits."""
+    def argmax(self) -> list[int]:
+        """Each logit row's likeliest token in the last step: the lowest id among equals, -1 for a row with a NaN."""
 
     def choose(
         self, logits_V: FloatArray, temperature: float, top_k: int, top_p: float, min_p: float, draw: float

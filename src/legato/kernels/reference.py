@@ -132,11 +132,11 @@ class ReferenceExecutor:
         """All in one: numpy's operations are not told apart."""
         return {"forward": self._forward_ns}
 
-    def argmax(self) -> IntArray:
-        """Lowest id among equals; -1 for a row that holds a NaN."""
-        best: IntArray = np.argmax(self._logits_RV, axis=-1).astype(np.int32)
+    def argmax(self) -> list[int]:
+        best = np.argmax(self._logits_RV, axis=-1)
         best[np.isnan(self._logits_RV).any(axis=-1)] = -1
-        return best
+        found: list[int] = best.tolist()
+        return found
 
     def read_pages(self, page_ids: Sequence[int]) -> ByteArray:
         ids = np.asarray(page_ids, np.int64)

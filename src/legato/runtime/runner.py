@@ -11,8 +11,9 @@ import numpy as np
 
 from legato.core.plan import Plan, Slice, SliceResult, TokenLogprobs
 from legato.core.request import SamplingParams
+from legato.core.sequence import Sequence as EngineSequence
 from legato.errors import RequestError
-from legato.kernels.ops import Batch, Executor, FloatArray, IntArray
+from legato.kernels.ops import Batch, Executor, FloatArray
 from legato.runtime.pack import pack
 from legato.runtime.sampler import NotFiniteError, Sampler, logprobs_of, needs_logits
 from legato.runtime.verify import verify
@@ -37,7 +38,7 @@ class Runner:
     ) -> None:
         self.executor = executor
         self.page_size = page_size
-        self.sampler = Sampler(vocab_size, eos_ids, grammars)
+        self.sampler = Sampler(vocab_size, eos_ids, grammars, executor.choose)
 
     def admit(self, params: SamplingParams) -> None:
         """Makes ready what `params` ask of the sampler, or raises `RequestError`.
@@ -95,9 +96,11 @@ class Runner:
             logit_rows_R=np.arange(end - start, dtype=np.int32),
         )
 
-    def _finish(self, s: Slice, logits: FloatArray, best: IntArray) -> SliceResult:
+    def _finish(self, s: Slice, logits: FloatArray, best: list[int]) -> SliceResult:
         """Rows are the slice's last `num_logits` positions; the last 1 + drafts of a caught-up slice choose tokens."""
         seq, result = s.seq, SliceResult()
+        if s.num_logits == 1 and s.end == len(seq.token_ids) and self._is_plain(seq, best[0]) and not seq.draft_ids:
+            return SliceResult([best[0]])
         num_choosing = 1 + len(seq.draft_ids) if s.end == seq.num_tokens else 0
         first = s.num_logits - num_choosing
         try:
@@ -111,12 +114,18 @@ class Runner:
             return SliceResult(error=f"{error} at position {s.end - 1}")
         return result
 
-    def _choose(self, s: Slice, logits: FloatArray, best: IntArray) -> tuple[list[int], list[TokenLogprobs] | None]:
+    def _is_plain(self, seq: EngineSequence, best: int) -> bool:
+        """Whether the next token is the likeliest of its row and nothing else is asked: most streams, most steps."""
+        params = seq.request.params
+        plain = params.grammar is None and params.prompt_logprobs is None
+        return plain and 0 <= best < self.sampler.vocab_size and not needs_logits(params, seq.num_output_tokens)
+
+    def _choose(self, s: Slice, logits: FloatArray, best: list[int]) -> tuple[list[int], list[TokenLogprobs] | None]:
         seq, params = s.seq, s.seq.request.params
         found: list[TokenLogprobs] = []
 
         def choose_next(i: int, accepted: list[int]) -> int:
-            token_id = int(best[i])
+            token_id = best[i]
             if token_id < 0:
                 raise NotFiniteError("the model's logits are not finite")
             if params.grammar is not None and not self.sampler.ends.isdisjoint(accepted):

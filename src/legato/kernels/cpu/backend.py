@@ -141,10 +141,10 @@ class NativeExecutor:
         self._num_logits = len(batch.logit_rows_R)
         return self._logits[: self._num_logits, : self.vocab_size]
 
-    def argmax(self) -> IntArray:
-        """Lowest id among equals; -1 for a row that holds a NaN."""
+    def argmax(self) -> list[int]:
         self._open()
-        return self._best[: self._num_logits].copy()
+        best: list[int] = self._best[: self._num_logits].tolist()
+        return best
 
     def choose(
         self, logits_V: FloatArray, temperature: float, top_k: int, top_p: float, min_p: float, draw: float
