@@ -13,6 +13,7 @@ Frames on the child's socket (see sandbox):
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -108,12 +109,12 @@ def one_line(message: str) -> str:
 
 
 class _Bytes:
-    """A vocabulary of 256 bytes and an end."""
+    """A vocabulary of 256 bytes, an end, and a control token that stands for any other."""
 
     eos_token_id = 256
     bos_token_id = None
-    tokens = (*(bytes([b]) for b in range(256)), b"\xffend")
-    special_token_ids = (256,)
+    tokens = (*(bytes([b]) for b in range(256)), b"\xffend", b"\xffother")
+    special_token_ids = (256, 257)
 
     def __call__(self, text: bytes | str) -> list[int]:
         return list(text if isinstance(text, bytes) else text.encode())
@@ -122,6 +123,8 @@ class _Bytes:
 def _complaint(vocabulary: Any, kind: str, text: str) -> str | None:
     from llguidance import LLMatcher
 
+    if kind == "lark":  # only the vocabulary itself has its control tokens' ids
+        text = re.sub(r"<\[[0-9]+\]>", "<[257]>", text)
     try:
         grammar = compiled(kind, text)
     except ValueError as error:
@@ -145,7 +148,7 @@ def _serve(link: socket.socket, read_limit: int) -> None:
 
     from legato.text.sandbox import limit_memory, packed, receive
 
-    vocabulary = LLTokenizer(TokenizerWrapper(_Bytes()), n_vocab=257, eos_token=256, slices=[])
+    vocabulary = LLTokenizer(TokenizerWrapper(_Bytes()), n_vocab=258, eos_token=256, slices=[])
     limit_memory(MEMORY)
     link.sendall(packed({"ready": True}))
     while True:
