@@ -141,7 +141,7 @@ def test_a_busy_port_is_said_when_it_was_asked_for_and_stepped_over_when_not() -
 
 
 def test_other_machines_need_a_key() -> None:
-    for host in ("0.0.0.0", "::", "192.168.1.5", "example.org"):
+    for host in ("0.0.0.0", "::", "192.168.1.5", "example.org", "127.example.org"):
         with pytest.raises(UsageError, match="--api-key"):
             lifecycle.check_exposure(ServeConfig.resolve({"host": host}, {}))
         lifecycle.check_exposure(ServeConfig.resolve({"host": host, "insecure": True}, {}))

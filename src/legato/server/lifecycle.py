@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import signal
 import socket
@@ -23,7 +24,7 @@ from typing import Any
 from legato.assemble import Assembly
 from legato.config import ServeConfig
 from legato.errors import EngineError, LegatoError, UsageError
-from legato.server import probes
+from legato.server import openapi, probes
 from legato.server.app import App
 from legato.server.ask import Chat
 from legato.server.auth import Keys
@@ -37,7 +38,6 @@ from legato.server.service import Model, Service, State
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = ("localhost", "127.", "::1")
 PORTS_TRIED = 20
 TICK_S = 0.25
 SWITCH_S = (
@@ -50,14 +50,23 @@ Announce = Callable[[Assembly, Model, str], None]
 
 def all_routes(service: Service) -> list[Route]:
     """Everything that can be reached. A protocol adds its list here."""
-    return [*probes.routes(service), *openai.routes(service), *tokens.routes(service)]
+    listed = [*probes.routes(service), *openai.routes(service), *tokens.routes(service)]
+    return [*listed, openapi.route(listed)]
 
 
 def check_exposure(serve: ServeConfig) -> None:
     """Refuses to be open to other machines without a key."""
-    if not serve.host.startswith(LOOPBACK) and not serve.api_keys and not serve.insecure:
+    if not _is_loopback(serve.host) and not serve.api_keys and not serve.insecure:
         text = f"host={serve.host} lets other machines in, so keys are needed: give --api-key KEY (or LEGATO_API_KEYS)"
         raise UsageError(text + ", or --insecure if everybody may come")
+
+
+def _is_loopback(host: str) -> bool:
+    """By address; of names only the one that every system keeps for itself."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def bind(serve: ServeConfig) -> socket.socket:
