@@ -6,6 +6,8 @@ Knows: its subcommands and what they print. Does not know: files' format, models
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -27,9 +29,14 @@ def command() -> None:
     """Saved conversations: list, show, fork, delete, expire. `legato chat --session NAME` goes on with one."""
 
 
-def _folder(options: dict[str, Any]) -> tuple[SessionFolder, Terminal]:
+@contextmanager
+def _folder(options: dict[str, Any]) -> Iterator[tuple[SessionFolder, Terminal]]:
     config = config_of(options)
-    return SessionFolder(config.session_dir, config.session_cap), Terminal(config.color)
+    folder = SessionFolder(config.session_dir, config.session_cap)
+    try:
+        yield folder, Terminal(config.color)
+    finally:
+        folder.close()
 
 
 @command.command("list")
@@ -37,8 +44,8 @@ def _folder(options: dict[str, Any]) -> tuple[SessionFolder, Terminal]:
 @json_option
 def list_command(as_json: bool, **options: Any) -> None:
     """All sessions, the latest save first."""
-    folder, terminal = _folder(options)
-    found = folder.infos()
+    with _folder(options) as (folder, terminal):
+        found = folder.infos()
     if as_json:
         for info in found:
             terminal.json(asdict(info))
@@ -55,9 +62,8 @@ def list_command(as_json: bool, **options: Any) -> None:
 @json_option
 def show(name: str, as_json: bool, **options: Any) -> int:
     """One session: its numbers and its messages. Reads and checks every page; exit code 1 if it is damaged."""
-    folder, terminal = _folder(options)
-    info = folder.info(name, check=True)
-    with folder.open(name) as file:
+    with _folder(options) as (folder, terminal), folder.open(name) as file:
+        info = folder.info(name, check=True)
         messages = file.header.messages
         fingerprint = to_builtins(file.header.fingerprint)
     if as_json:
@@ -76,8 +82,8 @@ def show(name: str, as_json: bool, **options: Any) -> int:
 @session_options
 def fork(name: str, new_name: str, **options: Any) -> None:
     """A copy of NAME under NEW_NAME that goes its own way."""
-    folder, terminal = _folder(options)
-    terminal.answer(_line(folder.fork(name, new_name)) + "\n")
+    with _folder(options) as (folder, terminal):
+        terminal.answer(_line(folder.fork(name, new_name)) + "\n")
 
 
 @command.command("delete")
@@ -85,10 +91,10 @@ def fork(name: str, new_name: str, **options: Any) -> None:
 @session_options
 def delete(names: tuple[str, ...], **options: Any) -> None:
     """Deletes sessions for good."""
-    folder, terminal = _folder(options)
-    for name in names:
-        folder.delete(name)
-        terminal.dim(f"{name} deleted")
+    with _folder(options) as (folder, terminal):
+        for name in names:
+            folder.delete(name)
+            terminal.dim(f"{name} deleted")
 
 
 @command.command("expire")
@@ -99,9 +105,10 @@ def expire(older_than: str | None, keep: str | None, **options: Any) -> None:
     """Deletes old sessions."""
     if older_than is None and keep is None:
         raise UsageError("say what may go: --older-than AGE, or --keep SIZE")
-    folder, terminal = _folder(options)
     keep_bytes = None if keep is None else Config.resolve({"session_cap": keep}).session_cap
-    gone = folder.expire(older_than_s=None if older_than is None else _age(older_than), keep_bytes=keep_bytes)
+    age_s = None if older_than is None else _age(older_than)
+    with _folder(options) as (folder, terminal):
+        gone = folder.expire(older_than_s=age_s, keep_bytes=keep_bytes)
     for name in gone:
         terminal.answer(f"{name}\n")
     terminal.dim(f"{len(gone)} deleted")

@@ -140,7 +140,8 @@ class ReferenceExecutor:
 
     def read_pages(self, page_ids: Sequence[int]) -> ByteArray:
         ids = np.asarray(page_ids, np.int64)
-        parts = [a[ids].reshape(len(ids), -1) for pages in self._layers for a in (pages.keys_PSKE, pages.values_PSKE)]
+        arrays = [a for pages in self._layers for a in (pages.keys_PSKE, pages.values_PSKE)]
+        parts = [a[ids].reshape(len(ids), a[0].size) for a in arrays]
         return np.concatenate(parts, axis=1).view(np.uint8)
 
     def write_pages(self, page_ids: Sequence[int], data_NB: ByteArray) -> None:
