@@ -10,7 +10,7 @@ native:          ## the kernel library, built into the source tree
 	cmake -S . -B build/dev -G Ninja -DCMAKE_BUILD_TYPE=Release -DLEGATO_IN_TREE=ON
 	cmake --build build/dev
 
-lint:            ## style, types, layer contract, size report
+lint: docs       ## style, types, layer contract, size report, documents
 	ruff check .
 	ruff format --check .
 	mypy
