@@ -31,7 +31,7 @@ from legato.server.auth import Keys
 from legato.server.bridge import EngineThread
 from legato.server.limits import ServerLimits
 from legato.server.problems import Problem
-from legato.server.protocols import openai, tokens
+from legato.server.protocols import anthropic, ollama, openai, responses, tokens
 from legato.server.protocols.openai.words import error_body
 from legato.server.routes import Route, RouteTable
 from legato.server.service import Model, Service, State
@@ -51,6 +51,7 @@ Announce = Callable[[Assembly, Model, str], None]
 def all_routes(service: Service) -> list[Route]:
     """Everything that can be reached. A protocol adds its list here."""
     listed = [*probes.routes(service), *openai.routes(service), *tokens.routes(service)]
+    listed += [*responses.routes(service), *anthropic.routes(service), *ollama.routes(service)]
     return [*listed, openapi.route(listed)]
 
 

@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from enum import StrEnum
 
@@ -29,6 +29,7 @@ from legato.core.sequence import FinishReason
 from legato.errors import LegatoError, OverloadedError, RequestError
 from legato.server.ask import Ask, Chat, Ids, Prompt, Result, Text
 from legato.server.bridge import Bridge
+from legato.server.facts import ModelFacts, facts_of
 from legato.server.limits import ServerLimits
 from legato.server.problems import Problem
 from legato.text.chat import encode_chat
@@ -75,6 +76,7 @@ class Model:
     kv: str
     max_seqs: int
     admit: Callable[[SamplingParams], None]
+    facts: ModelFacts = field(default_factory=ModelFacts)
     wall: Wall | None = None
 
     @classmethod
@@ -91,6 +93,7 @@ class Model:
             kv=str(parts.kv_format),
             max_seqs=parts.engine.scheduler.limits.max_running,
             admit=parts.runner.admit,
+            facts=facts_of(parts.source),
             wall=wall,
         )
 

@@ -1,0 +1,188 @@
+"""What the protocols beside OpenAI's own share: their fields in OpenAI's, and an answer cut into its parts.
+
+Knows: text, thoughts and calls of an answer; how another protocol's body becomes an `Ask`. Does not know: bytes.
+
+    a body  ->  ChatBody  ->  chat_ask  ->  Ask          what is understood, and refused, is the same for every protocol
+    Delta   ->  Splitter  ->  Said, Thought, CallBegin, CallInput  ->  the encoder's events
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from legato.completion import Delta, Output
+from legato.errors import RequestError
+from legato.server.ask import Ask
+from legato.server.problems import Problem
+from legato.server.protocols.openai.fields import ChatBody
+from legato.server.protocols.openai.parse import chat_ask
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallBegin:
+    """A tool is called; its input follows, until the next piece of another kind or the end."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallInput:
+    """The next characters of the JSON that the tool is given."""
+
+    json: str
+
+
+Piece = Said | Thought | CallBegin | CallInput
+
+
+class Splitter(Protocol):
+    """Tells an answer's text from its thoughts and calls. One for each answer."""
+
+    def feed(self, delta: Delta) -> list[Piece]:
+        """What `delta` brought, in order; with the finish, all that was held back."""
+
+
+class TextOnly:
+    """For models and requests without thoughts and tools: everything is text."""
+
+    def feed(self, delta: Delta) -> list[Piece]:
+        return [Said(delta.text)] if delta.text else []
+
+
+@dataclass(slots=True)
+class Block:
+    """A whole part of an answer: `kind` is text, thought or call; a call has an id, a name, and its JSON as text."""
+
+    kind: str
+    text: str = ""
+    id: str = ""
+    name: str = ""
+
+
+@dataclass(slots=True)
+class Blocks:
+    """Pieces put together again."""
+
+    blocks: list[Block] = field(default_factory=list)
+
+    def add(self, piece: Piece) -> None:
+        match piece:
+            case Said(text):
+                self._open("text").text += text
+            case Thought(text):
+                self._open("thought").text += text
+            case CallBegin(name, tool):
+                self.blocks.append(Block("call", id=name, name=tool))
+            case CallInput(text):
+                self.blocks[-1].text += text
+
+    def _open(self, kind: str) -> Block:
+        if not self.blocks or self.blocks[-1].kind != kind:
+            self.blocks.append(Block(kind))
+        return self.blocks[-1]
+
+
+def whole_blocks(split: Splitter, output: Output) -> list[Block]:
+    """The parts of a whole answer."""
+    found = Blocks()
+    reason = output.finish_reason
+    for piece in split.feed(Delta(output.text, output.token_ids, 0, reason, output.stop_reason, None, output.error)):
+        found.add(piece)
+    return found.blocks
+
+
+def ask_of(body: ChatBody, names: Mapping[str, str], passed: Iterable[str] = (), grammar_field: str = "") -> Ask:
+    """The `Ask` of a body in OpenAI's fields; `names` are what the client called those, for messages."""
+    try:
+        ask = chat_ask(body, tuple(dict.fromkeys(passed)))
+    except RequestError as error:
+        raise RequestError(renamed(error.field, names), error.value, error.allowed, error.fix) from None
+    except Problem as problem:
+        if problem.param is None or problem.param not in names:
+            raise
+        text = problem.message.replace(problem.param, names[problem.param])
+        raise Problem(problem.status, text, param=names[problem.param], code=problem.code) from None
+    return replace(ask, grammar_field=grammar_field) if ask.params.grammar is not None and grammar_field else ask
+
+
+def renamed(name: str, names: Mapping[str, str]) -> str:
+    """`name`, its first word by the client's name for it."""
+    first = re.split(r"[.\[]", name, maxsplit=1)[0]
+    return names[first] + name[len(first) :] if first in names else name
+
+
+def refused(name: str, why: str) -> Problem:
+    return Problem(400, f"{name} is not supported: {why}", param=name, code="unsupported_parameter")
+
+
+def worded(problem: Problem) -> str:
+    """For protocols whose errors have no place for the field's name."""
+    named = problem.param is None or problem.param in problem.message
+    return problem.message if named else f"{problem.param}: {problem.message}"
+
+
+def need(value: object, kind: type, name: str, allowed: str) -> Any:
+    """`value`, which must be of `kind`."""
+    if not isinstance(value, kind):
+        raise RequestError(name, value, allowed)
+    return value
+
+
+def fresh(prefix: str) -> str:
+    """An id that nobody can guess."""
+    return f"{prefix}_{secrets.token_hex(12)}"
+
+
+def join_turn(messages: list[dict[str, Any]], role: str, text: str) -> None:
+    """Adds text to the conversation; two texts of one speaker in a row become one turn."""
+    last = messages[-1] if messages else None
+    if last is not None and last["role"] == role and "tool_calls" not in last and isinstance(last["content"], str):
+        last["content"] = f"{last['content']}\n\n{text}" if last["content"] else text
+    else:
+        messages.append({"role": role, "content": text})
+
+
+def add_call(messages: list[dict[str, Any]], call_id: str, name: str, arguments: str) -> None:
+    """Adds a call to the assistant's last turn, which begins with it if need be."""
+    if not messages or messages[-1]["role"] != "assistant":
+        messages.append({"role": "assistant", "content": ""})
+    call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+    messages[-1].setdefault("tool_calls", []).append(call)
+
+
+def function_tool(
+    name: object, description: object, parameters: object, at: str, strict: object = None
+) -> dict[str, Any]:
+    """A tool in OpenAI's form."""
+    function: dict[str, Any] = {"name": need(name, str, f"{at}.name", "a text")}
+    if description is not None:
+        function["description"] = need(description, str, f"{at}.description", "a text")
+    function["parameters"] = {} if parameters is None else need(parameters, dict, f"{at}.parameters", "a JSON schema")
+    if strict is not None:
+        function["strict"] = need(strict, bool, f"{at}.strict", "true or false")
+    return {"type": "function", "function": function}
+
+
+def arguments_of(text: str) -> dict[str, Any]:
+    """A call's input as an object; what is none, as an answer cut short may be, is kept as text."""
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {"partial": text}
+    return value if isinstance(value, dict) else {"value": value}
