@@ -11,6 +11,7 @@ from typing import Any
 
 from legato.completion import Completion, Output, Timings
 from legato.core.request import SamplingParams
+from legato.text.tools import ToolForm, ToolUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,9 @@ class Ask:
     include_stop  a stop string that ends an answer stays at its end
     truncate      keep this many tokens of a prompt, the last ones
     grammar_field  what the client calls `params.grammar`, for messages
+    tools         what may be called
+    form          how calls are written; None: nothing can be called
+    right_calls   a grammar makes sure that a call which is begun is a right one
     ignored       fields that were understood and do nothing here
     """
 
@@ -66,7 +70,16 @@ class Ask:
     salt: str = ""
     deadline_ms: float | None = None
     grammar_field: str = ""
+    tools: ToolUse | None = None
+    form: ToolForm | None = None
+    right_calls: bool = False
     ignored: tuple[str, ...] = ()
+
+    @property
+    def free_text(self) -> bool:
+        """Whether an answer may be any text, thoughts included."""
+        forced = self.tools is not None and self.tools.forced
+        return self.params.grammar is None or (self.right_calls and not forced and not self.grammar_field)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from legato.server.bridge import Bridge
 from legato.server.facts import ModelFacts, facts_of
 from legato.server.limits import ServerLimits
 from legato.server.problems import Problem
+from legato.server.reading import AnswerReader, with_tools, without_thought
 from legato.text.chat import encode_chat
 from legato.text.stream import TextStream
 from legato.text.template import ChatTemplate, checked_messages
@@ -180,6 +181,12 @@ class AnswerStream:
     def prompt_logprobs(self, prompt: int) -> list[TokenLogprobs] | None:
         return self.answers[prompt].prompt_logprobs
 
+    def reader(self, prompt: int = 0) -> AnswerReader:
+        """What tells thoughts and calls from text; one for each choice."""
+        model = self.service.model
+        template = model.template.source if model.template else None
+        return AnswerReader(self.ask, template, self.prompt_ids(prompt), model.tokenizer)
+
     def result(self) -> Result:
         """What there is; whole once the stream has ended."""
         return Result([self._completion(answer) for answer in self.answers])
@@ -268,10 +275,10 @@ class Service:
         self._places[tenant] = self._places.get(tenant, 0) + wanted
         stream: AnswerStream | None = None
         try:
-            if ask.params.grammar is not None:
-                await self._admit_grammar(ask)
+            if ask.params.grammar is not None or ask.tools is not None or _has_calls(ask):
+                ask = await self._prepared(ask)
             ids = await self.encode(ask.prompts, ask.truncate)
-            requests = [self._request(ask, prompt_ids, tenant) for prompt_ids in ids]
+            requests = [self._request(ask, self._without_thought(ask, one), tenant) for one in ids]
             stream = AnswerStream(ask, [self._answer(ask, request) for request in requests], self)
             self._streams.update({request.request_id: (stream, i) for i, request in enumerate(requests)})
             self.check_open()
@@ -285,13 +292,23 @@ class Service:
             raise
         return stream
 
-    async def _admit_grammar(self, ask: Ask) -> None:
-        """Compiles the grammar beside the event loop, and beside what encodes: it may take seconds."""
-        try:
-            await self.loop.run_in_executor(self._compilers, self.model.admit, ask.params)
-        except RequestError as error:
-            name = ask.grammar_field if error.field == "grammar" and ask.grammar_field else error.field
-            raise RequestError(name, error.value, error.allowed, error.fix) from None
+    async def _prepared(self, ask: Ask) -> Ask:
+        """Tools told to the model, and the grammar compiled: beside the event loop, for it may take seconds."""
+        model = self.model
+
+        def work() -> Ask:
+            fitted = with_tools(ask, model.template.source if model.template else None, model.tokenizer)
+            try:
+                model.admit(fitted.params)
+            except RequestError as error:
+                name = fitted.grammar_field if error.field == "grammar" and fitted.grammar_field else error.field
+                raise RequestError(name, error.value, error.allowed, error.fix) from None
+            return fitted
+
+        return await self.loop.run_in_executor(self._compilers, work)
+
+    def _without_thought(self, ask: Ask, ids: Sequence[int]) -> Sequence[int]:
+        return ids if ask.params.grammar is None else without_thought(ask, ids, self.model.tokenizer)
 
     async def encode(self, prompts: Sequence[Prompt], truncate: int | None = None) -> list[list[int]]:
         """Token ids of each prompt, worked out beside the event loop."""
@@ -404,6 +421,12 @@ class Service:
         self._compilers.shutdown(wait=False, cancel_futures=True)
         if self._model is not None and self._model.template is not None:
             self._model.template.close()
+
+
+def _has_calls(ask: Ask) -> bool:
+    """Whether a conversation tells of earlier calls, which some templates have no words for."""
+    messages = [m for prompt in ask.prompts if isinstance(prompt, Chat) for m in prompt.messages]
+    return any(isinstance(m, dict) and (m.get("tool_calls") or m.get("role") == "tool") for m in messages)
 
 
 def prompt_ids(model: Model, prompt: Prompt, truncate: int | None = None) -> list[int]:

@@ -98,6 +98,19 @@ class Tool:
     given: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """What a caller allows: `choice` is "auto", "none", "required", or "named" where `tools` holds that one alone."""
+
+    tools: tuple[Tool, ...]
+    choice: str = "auto"
+    parallel: bool = True
+
+    @property
+    def forced(self) -> bool:
+        return self.choice in ("required", "named")
+
+
 def checked_tools(given: object) -> list[Tool]:
     """Tools as callers of chat APIs send them. Raises `RequestError` naming tools[i].field."""
     if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or len(given) > MAX_TOOLS:
@@ -185,16 +198,23 @@ def _plain(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def calls_grammar(
-    form: ToolForm, tools: Sequence[Tool], *, forced: bool, parallel: bool, control: Callable[[str], int | None]
+    form: ToolForm,
+    tools: Sequence[Tool],
+    *,
+    forced: bool,
+    parallel: bool,
+    control: Callable[[str], int | None],
+    answer: str | None = None,
 ) -> Grammar | None:
     """The grammar of an answer that calls `tools`; None where calls can only be read, not foreseen.
 
     forced    the answer is calls and nothing else; otherwise text, in which a call that is begun must be right
     parallel  several calls are allowed
     control   the id of a text that is a control token of the vocabulary
+    answer    the JSON schema of an answer that calls nothing, where it must match one
     Raises `RequestError` when a schema cannot be promised (without `forced`, only if the tool is `strict`).
     """
-    if form.bare and not forced:
+    if form.bare and not forced and answer is None:
         for tool in tools:
             if tool.strict:
                 raise RequestError(
@@ -217,8 +237,9 @@ def calls_grammar(
         whole = "call" if form.bare else f"{opener} {body}"
         forced_start = f"{whole} " + _repeated(f"{between} {whole}", more)
         again = more
-    if forced:
-        return Grammar(GrammarKind.LARK, "\n".join([f"start: {forced_start}", *rules]))
+    if forced or answer is not None:
+        start = forced_start if forced else f"{forced_start} | %json {answer}"
+        return Grammar(GrammarKind.LARK, "\n".join([f"start: {start}", *rules]))
     rules += [f"body: {body}", "rest: /(?s:.*)/"]
     if control(form.opener) is None:
         rules.append(f"text[lazy]: /(?s:.*){re.escape(form.opener).replace('/', chr(92) + '/')}/")

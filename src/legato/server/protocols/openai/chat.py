@@ -14,15 +14,18 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from legato.completion import Delta
+from legato.completion import Delta, Output
 from legato.core.plan import TokenLogprobs
+from legato.core.sequence import FinishReason
 from legato.server.ask import Result
 from legato.server.exchange import EVENTS
 from legato.server.jsonbody import dumps
 from legato.server.problems import Problem
 from legato.server.protocols.openai.parts import chat_logprobs, prompt_logprobs, reason_of, timings, usage
 from legato.server.protocols.openai.words import error_event
+from legato.server.reading import Part, Thought
 from legato.server.service import AnswerStream
+from legato.text.tools_parser import CallArguments, CallBegun, Content
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
@@ -56,7 +59,10 @@ class ChatEncoder:
         }
         front = b"data: " + dumps(self._head)[:-1]
         self._prefixes = [front + b',"choices":[{"index":%d,"delta":{"content":' % i for i in range(self._params.n)]
-        self._plain = not (view.continuous_usage or view.token_ids or self._params.logprobs is not None)
+        self._readers = [stream.reader() for _ in range(self._params.n)]
+        self._parted = self._readers[0].needed
+        rich = view.continuous_usage or view.token_ids or self._params.logprobs is not None or self._parted
+        self._plain = not rich
         self._logprobs: list[list[TokenLogprobs]] = [[] for _ in range(self._params.n)]
         self._ids: list[list[int]] = [[] for _ in range(self._params.n)]
         self._open = self._params.n
@@ -78,6 +84,8 @@ class ChatEncoder:
                         dumps(delta.text),
                         b'},"logprobs":null,"finish_reason":null}]}\n\n',
                     )
+            elif self._parted:
+                out += self._parts(delta)
             else:
                 out.append(self._rich(delta))
             if delta.finish_reason is not None and delta.error is None:
@@ -87,7 +95,8 @@ class ChatEncoder:
     def end(self, result: Result) -> bytes:
         out = [] if self._last is None else [self._chunk(self._last, {"timings": timings(result)})]
         if self._view.include_usage:
-            counts = usage(result.prompt_tokens, result.completion_tokens, result.cached_tokens)
+            thought = sum(reader.reasoning_tokens for reader in self._readers)
+            counts = usage(result.prompt_tokens, result.completion_tokens, result.cached_tokens, thought)
             out.append(b"data: " + dumps({**self._head, "choices": [], "usage": counts}) + b"\n\n")
         return b"".join([*out, DONE])
 
@@ -97,10 +106,11 @@ class ChatEncoder:
     def whole(self, result: Result) -> bytes:
         choices = []
         for index, output in result.choices:
-            reason, stop_reason = reason_of(output.finish_reason, output.stop_reason)
+            message = self._message(index, output)
+            reason, stop_reason = self._reason(index, output.finish_reason, output.stop_reason)
             choice: dict[str, Any] = {
                 "index": index,
-                "message": {"role": "assistant", "content": output.text, "refusal": None},
+                "message": message,
                 "logprobs": self._logprobs_of(output.logprobs),
                 "finish_reason": reason,
                 "stop_reason": stop_reason,
@@ -112,7 +122,12 @@ class ChatEncoder:
             **self._head,
             "object": "chat.completion",
             "choices": choices,
-            "usage": usage(result.prompt_tokens, result.completion_tokens, result.cached_tokens),
+            "usage": usage(
+                result.prompt_tokens,
+                result.completion_tokens,
+                result.cached_tokens,
+                sum(reader.reasoning_tokens for reader in self._readers),
+            ),
             "timings": timings(result),
         }
         if self._params.prompt_logprobs is not None:
@@ -143,9 +158,60 @@ class ChatEncoder:
         self._logprobs[index], self._ids[index] = [], []
         return self._chunk(choice)
 
+    def _parts(self, delta: Delta) -> list[bytes]:
+        """Chunks of an answer that may hold thoughts and calls; tokens come with the first chunk after them."""
+        index = delta.index
+        self._logprobs[index] += delta.logprobs or []
+        self._ids[index] += delta.token_ids
+        out: list[bytes] = []
+        for part in self._readers[index].feed(delta):
+            choice = self._choice(index, _shown(part), self._logprobs_of(self._logprobs[index]))
+            if self._view.token_ids:
+                choice["token_ids"] = self._ids[index]
+            self._logprobs[index], self._ids[index] = [], []
+            out.append(self._chunk(choice))
+        return out
+
+    def _message(self, index: int, output: Output) -> dict[str, Any]:
+        """A whole answer's message. Thoughts come under both of the names that clients look for."""
+        if not self._parted:
+            return {"role": "assistant", "content": output.text, "refusal": None}
+        count = self._readers[index]  # reads token by token, to count those of the thought
+        for token_id in output.token_ids:
+            count.feed(Delta(self._tokenizer.token_text(token_id), [token_id], index))
+        counted = count.reasoning_tokens
+        reader = self._readers[index] = self._stream.reader()
+        parts = reader.feed(Delta(output.text, output.token_ids, index, output.finish_reason or FinishReason.STOP))
+        reader.count_thought(counted)
+        calls: list[dict[str, Any]] = []
+        for part in parts:
+            if isinstance(part, CallBegun):
+                function = {"name": part.name, "arguments": ""}
+                calls.append({"id": part.call_id, "type": "function", "function": function})
+            elif isinstance(part, CallArguments):
+                calls[part.index]["function"]["arguments"] += part.text
+        content = "".join(part.text for part in parts if isinstance(part, Content))
+        thought = "".join(part.text for part in parts if isinstance(part, Thought))
+        message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
+        if thought:
+            message |= {"reasoning_content": thought, "reasoning": thought}
+        if calls:
+            message["tool_calls"] = calls
+        return message
+
+    def _reason(
+        self, index: int, reason: FinishReason | None, stop_reason: str | int | None
+    ) -> tuple[str, str | int | None]:
+        """A call that was chosen is the reason; one that was named by the client is not."""
+        word, stop = reason_of(reason, stop_reason)
+        use = self._stream.ask.tools
+        if word == "stop" and self._readers[index].num_calls and use is not None and use.choice != "named":
+            return "tool_calls", stop
+        return word, stop
+
     def _finish(self, delta: Delta) -> bytes:
         """The finish chunk; the last one waits for the timings."""
-        reason, stop_reason = reason_of(delta.finish_reason, delta.stop_reason)
+        reason, stop_reason = self._reason(delta.index, delta.finish_reason, delta.stop_reason)
         choice = {"index": delta.index, "delta": {}, "finish_reason": reason, "stop_reason": stop_reason}
         self._open -= 1
         if self._open:
@@ -157,3 +223,17 @@ class ChatEncoder:
         if self._params.logprobs is None or found is None:
             return None
         return {"content": chat_logprobs(self._tokenizer, found, self._view.tokens_as_ids)}
+
+
+def _shown(part: Part) -> dict[str, Any]:
+    """A chunk's `delta`."""
+    match part:
+        case Thought(text):
+            return {"reasoning_content": text}
+        case CallBegun(index, call_id, name):
+            function = {"name": name, "arguments": ""}
+            return {"tool_calls": [{"index": index, "id": call_id, "type": "function", "function": function}]}
+        case CallArguments(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+        case Content(text):
+            return {"content": text}

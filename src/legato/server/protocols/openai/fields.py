@@ -13,7 +13,7 @@ import msgspec
 IGNORED = frozenset(
     {
         "user", "safety_identifier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "metadata",
-        "store", "service_tier", "prediction", "verbosity", "moderation", "reasoning_effort", "parallel_tool_calls",
+        "store", "service_tier", "prediction", "verbosity", "moderation", "reasoning_effort",
         "session_id", "stream_interval", "request_id",
     }
 )  # fmt: skip
@@ -96,6 +96,7 @@ class ChatBody(Common, kw_only=True):
     modalities: list[str] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -6,6 +6,7 @@ Knows: what each field means for sampling and prompts. Does not know: bytes of a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from legato.core.request import SamplingParams
@@ -18,7 +19,7 @@ from legato.server.protocols.openai.chat import ChatEncoder, ChatView
 from legato.server.protocols.openai.completions import CompletionEncoder, CompletionView
 from legato.server.protocols.openai.fields import IGNORED, REFUSED, ChatBody, Common, CompletionBody
 from legato.server.protocols.openai.structured import grammar_of
-from legato.server.protocols.openai.tooling import check_tools
+from legato.server.protocols.openai.tooling import tools_of
 from legato.server.service import Service
 
 COMPLETION_MAX_TOKENS = 16  # the API's default for texts; conversations go on to the context's end
@@ -40,7 +41,6 @@ def parse_chat(body: bytes, service: Service) -> Asked:
 
 def chat_ask(asked: ChatBody, passed: tuple[str, ...] = ()) -> Ask:
     """What a conversation in OpenAI's fields asks for; other protocols put theirs into these fields first."""
-    check_tools(asked)
     if asked.modalities is not None and asked.modalities != ["text"]:
         raise RequestError("modalities", asked.modalities, '["text"]')
     _refuse_true(asked.continue_final_message, "continue_final_message", "send the text to /v1/completions")
@@ -61,7 +61,7 @@ def chat_ask(asked: ChatBody, passed: tuple[str, ...] = ()) -> Ask:
         add_generation_prompt=asked.add_generation_prompt is not False,
         variables=_variables(asked.chat_template_kwargs),
     )
-    return _ask(asked, (prompt,), params, passed)
+    return replace(_ask(asked, (prompt,), params, passed), tools=tools_of(asked))
 
 
 def parse_completion(body: bytes, service: Service) -> Asked:
