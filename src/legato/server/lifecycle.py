@@ -24,7 +24,7 @@ from typing import Any
 from legato.assemble import Assembly
 from legato.config import ServeConfig
 from legato.errors import EngineError, LegatoError, UsageError
-from legato.server import openapi, probes
+from legato.server import openapi, page, probes
 from legato.server.app import App
 from legato.server.ask import Chat
 from legato.server.auth import Keys
@@ -50,7 +50,7 @@ Announce = Callable[[Assembly, Model, str], None]
 
 def all_routes(service: Service) -> list[Route]:
     """Everything that can be reached. A protocol adds its list here."""
-    listed = [*probes.routes(service), *openai.routes(service), *tokens.routes(service)]
+    listed = [*page.routes(), *probes.routes(service), *openai.routes(service), *tokens.routes(service)]
     listed += [*responses.routes(service), *anthropic.routes(service), *ollama.routes(service)]
     return [*listed, openapi.route(listed)]
 
