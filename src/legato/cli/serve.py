@@ -34,6 +34,8 @@ def _option(name: str, metavar: str) -> Decorator:
 @_option("queue", "N")
 @_option("drain_s", "SECONDS")
 @_option("log_format", "NAME")
+@click.option("--vllm-metrics", is_flag=True, default=None, help=SERVE_SETTINGS["vllm_metrics"].help)
+@click.option("--otel", is_flag=True, default=None, help=SERVE_SETTINGS["otel"].help)
 def command(**options: Any) -> int:
     """Answer over HTTP: OpenAI's API at /v1; ready when /ready answers 200."""
     given = {name: options.pop(name) for name in SERVE_SETTINGS}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Sequence
 
 from legato.errors import LegatoError
 from legato.server.auth import Keys
@@ -19,14 +20,25 @@ from legato.server.routes import Route, RouteTable, missing
 
 log = logging.getLogger(__name__)
 
+Observer = Callable[[Exchange, Route | None], None]
+"""Hears of every request when it has ended."""
+
 CLIENT_GONE = 499  # for the log only: nobody was there to be told
 
 
 class App:
-    """One server. `words` words problems of paths that no protocol owns."""
+    """One server. `words` words problems of paths that no protocol owns; `observers` hear of requests' ends."""
 
-    def __init__(self, table: RouteTable, keys: Keys, limits: ServerLimits, words: ErrorBody) -> None:
+    def __init__(
+        self,
+        table: RouteTable,
+        keys: Keys,
+        limits: ServerLimits,
+        words: ErrorBody,
+        observers: Sequence[Observer] = (),
+    ) -> None:
         self.table, self.keys, self.limits, self._words = table, keys, limits, words
+        self._observers = observers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,6 +59,7 @@ class App:
         finally:
             exchange.done()
             exchange.line.seconds = time.perf_counter() - exchange.started
+            self._tell(exchange)
             if not self._quiet(exchange):
                 exchange.line.write()
 
@@ -61,6 +74,11 @@ class App:
         if route.body is not None:
             _check_type(exchange)
         await route.handle(exchange)
+
+    def _tell(self, exchange: Exchange) -> None:
+        route = self.table.find(exchange.scope["method"], exchange.scope["path"])[0]
+        for observer in self._observers:
+            observer(exchange, route)
 
     def _check_headers(self, exchange: Exchange) -> None:
         size = sum(len(name) + len(value) for name, value in exchange.headers)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
+from legato.server.ask import Result
 from legato.server.limits import ServerLimits
 from legato.server.log import RequestLine
 from legato.server.problems import ErrorBody, Problem
@@ -38,6 +39,7 @@ class Exchange:
     request_id  the client's own if it is harmless, else one of ours; every response carries it
     tail        the part of the path that a route left open
     tenant      the name of the key that was sent
+    result      of a request that was answered by the model
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: ServerLimits) -> None:
@@ -48,6 +50,7 @@ class Exchange:
         self.error_body: ErrorBody
         self.started = time.perf_counter()
         self.responded = False
+        self.result: Result | None = None
         given = self.header(b"x-request-id")
         good = given is not None and REQUEST_ID.fullmatch(given) is not None
         self.request_id = given.decode() if good and given is not None else f"req-{secrets.token_hex(12)}"

@@ -25,16 +25,19 @@ from legato.assemble import Assembly
 from legato.config import ServeConfig
 from legato.errors import EngineError, LegatoError, UsageError
 from legato.server import openapi, page, probes
-from legato.server.app import App
+from legato.server.app import App, Observer
 from legato.server.ask import Chat
 from legato.server.auth import Keys
 from legato.server.bridge import EngineThread
+from legato.server.exchange import Exchange
 from legato.server.limits import ServerLimits
+from legato.server.meters import NO_ROUTE
 from legato.server.problems import Problem
 from legato.server.protocols import anthropic, ollama, openai, responses, tokens
 from legato.server.protocols.openai.words import error_body
 from legato.server.routes import Route, RouteTable
 from legato.server.service import Model, Service, State
+from legato.server.traces import Traces
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +125,7 @@ class Server:
         self.routes: RouteTable
         self._model: Model
         self._stops = 0
+        self._traces: Traces | None = None
         self._stopping: asyncio.Event
 
     async def run(self, sock: socket.socket) -> int:
@@ -135,7 +139,8 @@ class Server:
         keys = Keys(self._serve.api_keys)
         service.many_tenants = len(keys) > 1
         self.routes = RouteTable(all_routes(service))
-        app = App(self.routes, keys, self.limits, error_body)
+        service.vllm_metrics = self._serve.vllm_metrics
+        app = App(self.routes, keys, self.limits, error_body, self._observers(service))
         http = uvicorn.Server(_http_config(app, uvicorn.Config))
         listening = asyncio.create_task(http.serve(sockets=[sock]))
         while not http.started and not listening.done():
@@ -159,7 +164,18 @@ class Server:
             http.should_exit = http.force_exit = True
             await asyncio.wait([listening], timeout=2.0)
             service.close()
+            if self._traces is not None:
+                self._traces.close()
         return 0 if service.state is not State.ERROR else 1
+
+    def _observers(self, service: Service) -> list[Observer]:
+        def counted(exchange: Exchange, route: Route | None) -> None:
+            service.meters.request(NO_ROUTE if route is None else route.path, exchange.line.status)
+
+        if not self._serve.otel:
+            return [counted]
+        self._traces = Traces(service)
+        return [counted, self._traces.tell]
 
     def stop(self) -> None:
         """A signal: the first drains, the second ends. Call it on the event loop."""
@@ -198,7 +214,9 @@ class Server:
     async def _tick(self) -> None:
         told = False
         while True:
+            before = self.service.loop.time()
             await asyncio.sleep(TICK_S)
+            self.service.meters.lag.add(max(0.0, self.service.loop.time() - before - TICK_S))
             self.service.tick()
             pulse = self.service.bridge.pulse()
             if pulse.hung and not told:

@@ -12,6 +12,7 @@ from legato import __version__
 from legato.server.bridge import Snapshot
 from legato.server.exchange import TEXT, Exchange
 from legato.server.jsonbody import dumps
+from legato.server.metrics import KIND, exposition
 from legato.server.protocols.openai.words import error_body
 from legato.server.routes import Route
 from legato.server.service import Service, State
@@ -34,7 +35,7 @@ def routes(service: Service) -> list[Route]:
         await exchange.respond(200, dumps(figures(service)))
 
     async def metrics(exchange: Exchange) -> None:
-        await exchange.respond(200, exposition(service), kind=b"text/plain; version=0.0.4; charset=utf-8")
+        await exchange.respond(200, exposition(service, readiness(service)[0] == 200), kind=KIND)
 
     words = error_body
     return [
@@ -126,27 +127,3 @@ def _engine_figures(snapshot: Snapshot, now: float) -> dict[str, Any]:
             for r in recent
         ],
     }
-
-
-def exposition(service: Service) -> bytes:
-    """Prometheus' text form: gauges and counters of the engine."""
-    snapshot = service.bridge.snapshot()
-    lines: list[str] = []
-
-    def put(name: str, kind: str, text: str, value: float) -> None:
-        lines.extend((f"# HELP legato_{name} {text}", f"# TYPE legato_{name} {kind}", f"legato_{name} {value:g}"))
-
-    put("up", "gauge", "1 while requests are taken and the engine makes progress", readiness(service)[0] == 200)
-    if snapshot is not None:
-        stats = snapshot.stats
-        put("requests_running", "gauge", "answers that advance", stats.num_running)
-        put("requests_waiting", "gauge", "answers that wait for their turn", stats.num_waiting)
-        used = 1 - stats.kv.free / stats.kv.total
-        put("kv_cache_usage_ratio", "gauge", "pages that hold something, of all", used)
-        put("preemptions_total", "counter", "answers that had to give way", stats.num_preemptions)
-        put("step_faults_total", "counter", "steps that failed as a whole", stats.num_faults)
-        put("prompt_tokens_total", "counter", "prompt rows computed", stats.total.prompt_tokens)
-        put("generation_tokens_total", "counter", "tokens made", stats.total.output_tokens)
-        put("steps_total", "counter", "steps of the engine", stats.total.num_steps)
-        put("step_seconds_total", "counter", "time in steps", stats.total.seconds)
-    return ("\n".join(lines) + "\n").encode()

@@ -31,6 +31,7 @@ from legato.server.ask import Ask, Chat, Ids, Prompt, Result, Text
 from legato.server.bridge import Bridge
 from legato.server.facts import ModelFacts, facts_of
 from legato.server.limits import ServerLimits
+from legato.server.meters import Meters
 from legato.server.problems import Problem
 from legato.server.reading import AnswerReader, with_tools, without_thought
 from legato.text.chat import encode_chat
@@ -218,6 +219,8 @@ class Service:
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="encode")
         self._compilers = ThreadPoolExecutor(1, thread_name_prefix="compile")
         self.many_tenants = False
+        self.meters = Meters()
+        self.vllm_metrics = False
 
     @property
     def model(self) -> Model:
@@ -227,6 +230,10 @@ class Service:
                 503, "the model is being loaded; /ready tells when it is there", code="loading", retry_after_s=1
             )
         return self._model
+
+    @property
+    def has_model(self) -> bool:
+        return self._model is not None
 
     def ready(self, model: Model) -> None:
         self._model, self.state = model, State.READY
@@ -368,6 +375,7 @@ class Service:
 
     def deliver(self, events: list[Event]) -> None:
         """Feeds one step's events to their streams, then wakes each of those once."""
+        self.meters.step(events, self.clock())
         touched: dict[int, AnswerStream] = {}
         for event in events:
             found = self._streams.get(event.request_id)
@@ -394,6 +402,7 @@ class Service:
         """Every stream ends in an error; no new ones are taken."""
         if self.state is not State.DRAINING:
             self.state, self.problem = State.ERROR, str(error)
+        self.meters.forget()
         fault = Problem(500, "the engine ended before this answer was whole", code="engine_error", retry_after_s=5)
         for stream in self.streams():
             stream.fail(fault)
@@ -412,9 +421,15 @@ class Service:
     def tick(self) -> None:
         """Called every second or so: streams that were silent for long get a chance to say that they live."""
         now = self.clock()
+        self._look()
         for stream in self.streams():
             if now - stream.idle_since >= self.limits.ping_s:
                 stream.remind()
+
+    def _look(self) -> None:
+        snapshot, wall = self.bridge.snapshot(), None if self._model is None else self._model.wall
+        if snapshot is not None and wall is not None:
+            self.meters.look(snapshot.recent, wall.weight_bytes, wall.kv_bytes_per_token, wall.read_gb_s)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

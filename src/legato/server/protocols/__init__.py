@@ -106,7 +106,8 @@ def generation(service: Service, parse: Parse) -> Handler:
             else:
                 await _whole(exchange, stream, encoder, headers)
         finally:
-            exchange.line.note(stream.result())
+            exchange.result = stream.result()
+            exchange.line.note(exchange.result)
             stream.abort()
 
     return handle
