@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from types import FrameType, TracebackType
 from typing import Any, TypeGuard
 
@@ -28,6 +29,7 @@ from legato.core.sequence import FinishReason
 from legato.core.sequence import Sequence as EngineSequence
 from legato.errors import CapacityError, EngineError, RequestError, UsageError
 from legato.kernels.ops import FloatArray
+from legato.measure.step_time import Load
 from legato.runtime.session_file import Fingerprint
 from legato.runtime.session_folder import SessionFolder
 from legato.sessions import Here, Sessions, fingerprint_of
@@ -40,7 +42,6 @@ from legato.weights.source import digest
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
 
-_PACE_TOKENS = 64  # prompt tokens that were computed before their pace means something
 _NLL_CHUNK = 128  # rows of logits at once: 128 x 150,000 floats are 77 MB
 
 
@@ -312,10 +313,11 @@ class LLM:
             page_size=self.config.page_size,
         )
 
-    def _prefill_s(self, start: int, end: int) -> float | None:
-        """What computing prompt tokens [start, end) would take, at the pace of this engine's prompts so far."""
-        total = self.parts.engine.ledger.total
-        return (end - start) * total.seconds / total.prompt_tokens if total.prompt_tokens >= _PACE_TOKENS else None
+    def _prefill_s(self, start: int, end: int) -> float:
+        """What computing prompt tokens [start, end) alone would take, as far as the engine has learnt."""
+        size, model = self.config.max_step_tokens, self.parts.engine.model
+        cuts = [*range(start, end, size), end]
+        return sum(model.seconds(Load.of_rows(first, last)) for first, last in pairwise(cuts))
 
     def _prompt_ids(self, prompt: object) -> list[int]:
         """Token ids of a text or a list of ids; refuses what is empty or neither."""

@@ -31,6 +31,7 @@ Predict = Callable[[int, int], float | None]
 """Seconds that computing prompt tokens [start, end) would take; None: not known."""
 
 LOAD_BYTES_S = 500e6  # until a load has been measured
+_TELLING_BYTES = 4 << 20  # a load of less says more of the moment than of the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +164,9 @@ class Sessions:
                 note = f"memory for keys and values is full: {len(header.token_ids) - cached - loaded} tokens are left"
                 break
         took = time.perf_counter() - started
-        if loaded:
-            self._load_bytes_s = loaded // size * header.fingerprint.page_bytes / max(took, 1e-6)
+        num_bytes = loaded // size * header.fingerprint.page_bytes
+        if num_bytes >= _TELLING_BYTES:
+            self._load_bytes_s = (self._load_bytes_s + num_bytes / max(took, 1e-6)) / 2
         if note is None and file.problem is not None:
             note = f"the file is damaged ({file.problem}): what is lost is computed again"
         return replace(done, loaded_tokens=loaded, load_s=took, note=note)

@@ -78,6 +78,12 @@ class Load:
         return cls(record.num_tokens, record.prompt_tokens, record.kv_tokens, record.visited, record.logit_rows)
 
     @classmethod
+    def of_rows(cls, start: int, end: int) -> Load:
+        """A step with positions [start, end) of one prompt and nothing else."""
+        rows = end - start
+        return cls(rows, rows, end, rows * (start + end + 1) // 2, 0)
+
+    @classmethod
     def of_streams(cls, count: int, depth: int) -> Load:
         """A step of `count` streams that have `depth` tokens each."""
         return cls(count, 0, count * depth, count * depth, count)
