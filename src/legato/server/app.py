@@ -7,6 +7,7 @@ The path is taken as it was sent and compared exactly; no header has a say in wh
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -48,6 +49,10 @@ class App:
         try:
             await self._serve(exchange)
         except Disconnected:
+            exchange.line.status = CLIENT_GONE
+        except asyncio.CancelledError:
+            if not exchange.given_up:
+                raise
             exchange.line.status = CLIENT_GONE
         except Exception as error:
             if not isinstance(error, LegatoError):

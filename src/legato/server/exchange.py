@@ -59,6 +59,8 @@ class Exchange:
             self.request_id, scope["method"], scope["path"][:200], client=client[0] if client else ""
         )
         self._body_read = False
+        self.given_up = False
+        self._task: asyncio.Task[Any] | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     def header(self, name: bytes) -> bytes | None:
@@ -105,7 +107,15 @@ class Exchange:
                 gone()
 
         self._finished = False
+        self._task = asyncio.current_task()
         self._watcher = asyncio.create_task(watch())
+
+    def give_up(self) -> None:
+        """The reader takes nothing: ends the handler that waits for it. After `on_disconnect` only."""
+        self.given_up = True
+        self.line.problem = f"the reader took nothing for {self.limits.stall_s:g} s"
+        if self._task is not None:
+            self._task.cancel()
 
     def done(self) -> None:
         """Stops watching."""
@@ -133,7 +143,7 @@ class Exchange:
         await self._begin(200, [*own, *headers])
 
     async def write(self, data: bytes) -> None:
-        """A piece of the stream. Raises `Disconnected` for a reader that takes nothing for too long."""
+        """A piece of the stream."""
         await self._write(data, more=True)
 
     async def end_stream(self, data: bytes = b"") -> None:
@@ -146,12 +156,7 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *ours]})
 
     async def _write(self, data: bytes, more: bool) -> None:
-        try:
-            async with asyncio.timeout(self.limits.stall_s):
-                await self._send({"type": "http.response.body", "body": data, "more_body": more})
-        except TimeoutError:
-            self.line.problem = f"the reader took nothing for {self.limits.stall_s:g} s"
-            raise Disconnected from None
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
 
 def _too_large(limit: int) -> Problem:

@@ -118,10 +118,12 @@ class AnswerStream:
         self._silent = False
         self._waiter: asyncio.Future[None] | None = None
         self.idle_since = service.clock()
+        self.unread_since: float | None = None
+        self.on_stall: Callable[[], None] = self.abort
 
     @property
     def finished(self) -> bool:
-        return all(answer.finished for answer in self.answers)
+        return self.places == 0
 
     def __aiter__(self) -> AnswerStream:
         return self
@@ -139,6 +141,7 @@ class AnswerStream:
         if not self._ready and self.finished:
             raise StopAsyncIteration
         taken, self._ready = self._ready, []
+        self.unread_since = None
         self.idle_since = self.service.clock()
         return taken
 
@@ -146,6 +149,8 @@ class AnswerStream:
         """What one answer's last event brought; `wake` tells the reader."""
         n = self.ask.params.n
         include = self.ask.include_stop
+        if self.unread_since is None:
+            self.unread_since = self.service.clock()
         for delta in deltas:
             if prompt:
                 delta = replace(delta, index=prompt * n + delta.index)
@@ -419,11 +424,13 @@ class Service:
     # -- time -----------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Called every second or so: streams that were silent for long get a chance to say that they live."""
+        """Called every second or so: silent streams say that they live, those that nobody reads are dropped."""
         now = self.clock()
         self._look()
         for stream in self.streams():
-            if now - stream.idle_since >= self.limits.ping_s:
+            if stream.unread_since is not None and now - stream.unread_since >= self.limits.stall_s:
+                stream.on_stall()
+            elif now - stream.idle_since >= self.limits.ping_s:
                 stream.remind()
 
     def _look(self) -> None:

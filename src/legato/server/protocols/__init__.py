@@ -98,6 +98,7 @@ def generation(service: Service, parse: Parse) -> Handler:
             return
         stream = await service.begin(asked.ask, exchange.tenant)
         exchange.on_disconnect(stream.abort)
+        stream.on_stall = exchange.give_up
         encoder = asked.encoder(stream)
         headers = ignored_header(asked.ask.ignored)
         try:
