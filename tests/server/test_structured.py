@@ -1,0 +1,270 @@
+"""Constrained answers, tool calls and thoughts over HTTP, with a real vocabulary where there is one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import pytest
+from live import NAME, Live, running
+
+from legato.assemble import Assembly, assemble
+from legato.config import Config
+from legato.weights.catalog import BUILT_INS, Silent, cached
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+ASK = [{"role": "user", "content": "What is the weather in Paris?"}]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 8}, "unit": {"enum": ["c", "f"]}},
+            "required": ["city", "unit"],
+            "additionalProperties": False,
+        },
+    },
+}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": SCHEMA}}
+
+
+@pytest.fixture(scope="module")
+def smol() -> Iterator[Live]:
+    path = cached(BUILT_INS[0], Config.resolve().cache_dir)
+    if path is None:
+        pytest.skip("the built-in model is not in the cache: run `legato generate hello` once")
+    config = Config.resolve({"model": str(path), "context": 1024}, {})
+
+    def load() -> Assembly:
+        return assemble(config, Silent(), Silent())
+
+    with running(load) as live:
+        yield live
+
+
+def test_json_is_what_was_asked_for(smol: Live) -> None:
+    for temperature in (0, 1.5):
+        body = {
+            "messages": ASK,
+            "response_format": FORMAT,
+            "temperature": temperature,
+            "seed": 5,
+            "n": 2,
+            "max_tokens": 120,
+        }
+        for choice in smol.post(CHAT, body).json["choices"]:
+            assert choice["finish_reason"] == "stop"
+            jsonschema.validate(json.loads(choice["message"]["content"]), SCHEMA)
+    streamed = smol.post(CHAT, {"messages": ASK, "response_format": FORMAT, "temperature": 0, "stream": True})
+    text = "".join(e["choices"][0]["delta"].get("content", "") for e in streamed.events[:-1] if e["choices"])
+    jsonschema.validate(json.loads(text), SCHEMA)
+    free = smol.post(CHAT, {"messages": ASK, "response_format": {"type": "json_object"}, "max_tokens": 40}).json
+    if free["choices"][0]["finish_reason"] == "stop":
+        assert isinstance(json.loads(free["choices"][0]["message"]["content"]), dict)
+
+
+@pytest.mark.parametrize(
+    "field, pattern",
+    [
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, "yes|no"),
+        ({"structured_outputs": {"regex": "[0-9]{3}-[0-9]{2}"}}, "[0-9]{3}-[0-9]{2}"),
+        ({"structured_outputs": {"grammar": 'start: "a" "b"{2,3}'}}, "abb|abbb"),
+        ({"structured_outputs": {"json": {"enum": [1, 2]}}}, "[12]"),
+        ({"structured_outputs": {"json": '{"enum": [1, 2]}', "regex": None}}, "[12]"),
+        ({"guided_choice": ["yes", "no"]}, "yes|no"),
+        ({"guided_regex": "x{4}"}, "xxxx"),
+        ({"guided_json": {"const": None}}, "null"),
+        ({"guided_grammar": 'start: "q"'}, "q"),
+    ],
+    ids=range(9),
+)
+def test_other_ways_to_constrain(smol: Live, field: dict[str, Any], pattern: str) -> None:
+    for path, prompt in ((TEXT, {"prompt": "Well, "}), (CHAT, {"messages": ASK})):
+        choice = smol.post(path, {**prompt, **field, "temperature": 1, "max_tokens": 20}).json["choices"][0]
+        text = choice["text"] if path == TEXT else choice["message"]["content"]
+        assert re.fullmatch(pattern, text) and choice["finish_reason"] == "stop"
+
+
+def test_what_cannot_be_promised_is_refused_under_the_clients_name(letters: Live) -> None:
+    odd = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object", "not": {}}}}
+    for field, param, word in [
+        ({"response_format": odd}, "response_format", "not at #"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema", "JSON schema"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag", "left out"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "compiles"),
+        ({"structured_outputs": {"regex": "a", "json": {}}}, "structured_outputs.json", "left out beside"),
+        ({"structured_outputs": {"regex": 3}}, "structured_outputs.regex", "a text"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice", "at least one"),
+        ({"guided_json": 3}, "guided_json", "JSON schema"),
+        ({"guided_regex": "a" * 3000}, "guided_regex", "2048"),
+        ({"guided_json": {"$ref": "http://localhost/"}}, "guided_json", "$ref"),
+    ]:
+        reply = letters.post(CHAT, {"messages": ASK, **field})
+        assert reply.status == 400 and reply.error["param"] == param and word in reply.error["message"], reply.body
+    for field, param in [
+        ({"tools": [WEATHER], "tool_choice": "perhaps"}, "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
+        ({"tools": [WEATHER], "structured_outputs": {"regex": "a"}}, "structured_outputs.regex"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True,
+                     "parameters": {"type": "object", "if": {}}}}]}, "tools"),
+    ]:  # fmt: skip
+        reply = letters.post(CHAT, {"messages": ASK, **field})
+        assert reply.status == 400 and reply.error["param"] == param, reply.body
+
+
+def masked(body: bytes) -> str:
+    text = re.sub(r'"chatcmpl-[0-9a-f]{24}"', '"chatcmpl-ID"', body.decode())
+    text = re.sub(r'"call_[0-9a-f]{24}"', '"call_ID"', text)
+    text = re.sub(r'"created":\d+', '"created":0', text)
+    return re.sub(r'"timings":\{[^}]*\}', '"timings":{}', text)
+
+
+def chunk(delta: str, end: str = '"logprobs":null,"finish_reason":null', more: str = "") -> str:
+    head = f'{{"id":"chatcmpl-ID","object":"chat.completion.chunk","created":0,"model":"{NAME}","choices":['
+    return f'data: {head}{{"index":0,"delta":{delta},{end}}}]{more}}}\n\n'
+
+
+SWITCH = {"type": "function", "function": {"name": "switch", "parameters": {
+    "properties": {"on": {"const": True}}, "required": ["on"], "additionalProperties": False}}}  # fmt: skip
+
+
+@pytest.mark.parametrize("choice, word", [("required", "tool_calls"), (SWITCH, "stop")], ids=["required", "named"])
+def test_the_bytes_of_a_streamed_call(smol: Live, choice: Any, word: str) -> None:
+    if isinstance(choice, dict):
+        choice = {"type": "function", "function": {"name": "switch"}}
+    body = {"messages": ASK, "tools": [SWITCH], "tool_choice": choice, "temperature": 0, "stream": True}
+    text = masked(smol.post(CHAT, {**body, "parallel_tool_calls": False}).body)
+    begun = '{"tool_calls":[{"index":0,"id":"call_ID","type":"function","function":{"name":"switch","arguments":""}}]}'
+    front = chunk('{"role":"assistant","content":""}') + chunk(begun)
+    assert text.startswith(front)
+    rest, arguments = text[len(front) :], ""
+    while match := re.match(
+        r'data: .*?"tool_calls":\[\{"index":0,"function":\{"arguments":("(?:[^"\\]|\\.)*")\}\}\]', rest
+    ):
+        piece = chunk(f'{{"tool_calls":[{{"index":0,"function":{{"arguments":{match[1]}}}}}]}}')
+        assert rest.startswith(piece)
+        arguments, rest = arguments + json.loads(match[1]), rest[len(piece) :]
+    assert json.loads(arguments) == {"on": True}
+    finish = chunk("{}", f'"finish_reason":"{word}","stop_reason":null', ',"timings":{}')
+    assert rest == finish + "data: [DONE]\n\n"
+
+
+def test_forced_calls_always_parse_and_match(smol: Live) -> None:
+    parameters = WEATHER["function"]["parameters"]  # type: ignore[index]
+    for body in (
+        {"tool_choice": "required", "temperature": 1.5, "n": 2, "seed": 3},
+        {"tool_choice": {"type": "function", "function": {"name": "get_weather"}}, "temperature": 0},
+        {"tool_choice": "auto", "response_format": FORMAT, "temperature": 1, "seed": 1, "n": 2},
+    ):
+        reply = smol.post(CHAT, {"messages": ASK, "tools": [WEATHER, SWITCH], "max_tokens": 120, **body})
+        for choice in reply.json["choices"]:
+            message, calls = choice["message"], choice["message"].get("tool_calls", [])
+            for call in calls if choice["finish_reason"] != "length" else calls[:-1]:
+                name, arguments = call["function"]["name"], json.loads(call["function"]["arguments"])
+                jsonschema.validate(
+                    arguments, parameters if name == "get_weather" else SWITCH["function"]["parameters"]
+                )  # type: ignore[index]
+            if body["tool_choice"] != "auto":
+                assert calls and message["content"] is None
+                assert choice["finish_reason"] in (
+                    "length",
+                    "tool_calls" if body["tool_choice"] == "required" else "stop",
+                )
+            elif not calls and choice["finish_reason"] == "stop":
+                jsonschema.validate(json.loads(message["content"]), SCHEMA)
+
+
+def test_auto_may_answer_in_words_and_none_must(smol: Live) -> None:
+    for choice in ("auto", "none"):
+        body = {"messages": ASK, "tools": [WEATHER], "tool_choice": choice, "temperature": 0, "max_tokens": 12}
+        whole = smol.post(CHAT, body).json
+        assert whole["choices"][0]["message"]["content"]
+        streamed = smol.post(CHAT, {**body, "stream": True}).events[:-1]
+        assert (
+            "".join(e["choices"][0]["delta"].get("content", "") for e in streamed)
+            == whole["choices"][0]["message"]["content"]
+        )
+    without = smol.post(CHAT, {"messages": ASK, "max_tokens": 1}).json["usage"]["prompt_tokens"]
+    assert whole["usage"]["prompt_tokens"] == without  # "none" does not tell the model of tools
+
+
+def test_a_whole_turn_of_tools(smol: Live) -> None:
+    call = {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "get_weather", "arguments": '{"city":"Paris","unit":"c"}'},
+    }
+    turns = [
+        *ASK,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "18"},
+    ]
+    for tools in ([WEATHER], None):
+        reply = smol.post(
+            CHAT, {"messages": turns, "max_tokens": 8, "temperature": 0} | ({"tools": tools} if tools else {})
+        )
+        assert reply.status == 200, reply.body
+
+
+def test_openais_own_client_parses_and_streams(smol: Live) -> None:
+    openai = pytest.importorskip("openai")
+    from typing import Literal
+
+    from pydantic import BaseModel, Field
+
+    class Person(BaseModel):
+        name: str = Field(max_length=8)
+        kind: Literal["cat", "dog"]
+
+    client = openai.OpenAI(base_url=f"{smol.url}/v1", api_key="none", max_retries=0)
+    parsed = client.chat.completions.parse(
+        model=NAME, messages=ASK, response_format=Person, temperature=0, max_tokens=200
+    )
+    assert isinstance(parsed.choices[0].message.parsed, Person)
+    tool = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
+    with client.chat.completions.stream(
+        model=NAME, messages=ASK, tools=[tool], tool_choice="required", parallel_tool_calls=False, temperature=0
+    ) as stream:
+        kinds = [event.type for event in stream]
+        done = stream.get_final_completion()
+    assert "tool_calls.function.arguments.delta" in kinds and "tool_calls.function.arguments.done" in kinds
+    call = done.choices[0].message.tool_calls[0]
+    assert call.function.name == "get_weather" and set(call.function.parsed_arguments) == {"city", "unit"}
+    assert done.choices[0].finish_reason == "tool_calls"
+
+
+def test_neighbours_of_constrained_answers_keep_their_text(smol: Live) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    free = {"prompt": "Once upon a time", "max_tokens": 24, "temperature": 0, "ignore_eos": True}
+    alone = smol.post(TEXT, free).json["choices"][0]["text"]
+    bound = {"messages": ASK, "response_format": FORMAT, "temperature": 1, "seed": 2}
+    hostile = {"prompt": "x", "structured_outputs": {"regex": "(" * 2000}}
+    with ThreadPoolExecutor(6) as pool:
+        jobs = [
+            pool.submit(smol.post, *job)
+            for job in [(TEXT, free), (CHAT, bound), (TEXT, hostile), (TEXT, free), (CHAT, bound)]
+        ]
+        replies = [job.result() for job in jobs]
+    assert [replies[i].json["choices"][0]["text"] for i in (0, 3)] == [alone, alone]
+    assert replies[2].status == 400
+    for i in (1, 4):
+        jsonschema.validate(json.loads(replies[i].json["choices"][0]["message"]["content"]), SCHEMA)
+    smol.wait(smol.idle, 5.0, "everything given back")
