@@ -98,7 +98,8 @@ class Answer:
             track.logprobs += logprobs
         if text or ids or track.finish_reason is not None:
             stop_reason, error = track.stop_reason, track.error
-            self.deltas.append(Delta(text, ids, event.index, track.finish_reason, stop_reason, logprobs, error))
+            end = track.finish_reason
+            self.deltas.append(Delta(text, ids, event.index, end, stop_reason, logprobs, error, event.at))
 
     def take(self) -> list[Delta]:
         """The deltas since the last call."""

@@ -5,7 +5,7 @@ Knows: the fields that callers and `--json` read. Does not know: how answers com
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from legato.core.miss import MissCause
@@ -195,6 +195,7 @@ class Delta:
 
     stop_reason, error  as in `Output`, with finish_reason
     logprobs            one a token, when asked for
+    at                  as in `Event`
     """
 
     text: str
@@ -204,6 +205,7 @@ class Delta:
     stop_reason: str | int | None = None
     logprobs: list[TokenLogprobs] | None = None
     error: str | None = None
+    at: float = field(default=0.0, compare=False)
 
 
 def _output_json(output: Output) -> dict[str, Any]:

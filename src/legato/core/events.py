@@ -38,6 +38,7 @@ class Event:
     prompt_logprobs  of the prompt positions computed since the last event; they come with index 0 only
     error          what went wrong, with finish_reason ERROR
     usage          with finish_reason only
+    at             clock reading at the end of the step that brought it; 0 where nobody read the clock
     """
 
     request_id: str
@@ -50,3 +51,4 @@ class Event:
     stop_token_id: int | None = None
     error: str | None = None
     usage: Usage | None = None
+    at: float = field(default=0.0, compare=False)

@@ -202,6 +202,9 @@ class EngineThread:
                 self._obey(engine, commands)
             if engine.has_work:
                 events = engine.step()
+                now = self._clock()
+                for event in events:
+                    event.at = now
                 if events:
                     self._post(self._deliver, events)
             self._after_step(engine)

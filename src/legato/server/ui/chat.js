@@ -18,6 +18,7 @@ export function bodyOf(conversation, model, sampling) {
     ...set,
     stream: true,
     stream_options: { include_usage: true, continuous_usage_stats: true },
+    timings_per_token: true,
   };
 }
 
@@ -33,12 +34,17 @@ export class Coming {
     const { message } = this;
     const choice = data.choices[0];
     if (choice?.delta?.content) message.content += choice.delta.content;
+    if (choice?.delta?.reasoning_content) message.thoughts = (message.thoughts ?? '') + choice.delta.reasoning_content;
     if (choice?.finish_reason) message.finish = choice.stop_reason === 'deadline' ? 'deadline' : choice.finish_reason;
-    if (data.timings) message.timings = data.timings;
-    if (data.usage) this.#count(at, data.usage);
+    const stamp = data.timings?.at_ms;
+    if (data.timings && stamp === undefined) message.timings = data.timings;
+    if (data.usage) this.#count(stamp ?? at, data.usage);
   }
 
-  /** Tokens that came together share the time since those before them; the first one's time is not a step's. */
+  /**
+   * `at` is when the step ended by the server's clock. Tokens that came together share the time since those before
+   * them; the first one's time is not a decode step's.
+   */
   #count(at, usage) {
     const { message } = this;
     const fresh = usage.completion_tokens - this.tokens;
@@ -122,7 +128,7 @@ export class Chat {
       else this.#failed(conversation, message, error);
     }
     this.abort = null;
-    if (!message.content && message.finish !== 'stop') conversation.messages = conversation.messages.filter((m) => m !== message);
+    if (!message.content && !message.thoughts && message.finish !== 'stop') conversation.messages = conversation.messages.filter((m) => m !== message);
     this.store.keep(conversation);
     if (this.conversation === conversation) this.render();
     announce(this.problem ? `${this.problem.title}. ${this.problem.message}` : message.content);
@@ -154,13 +160,16 @@ export class Chat {
   #turn(message, i) {
     const mine = message.role === 'user';
     const body = h('div', { class: 'body' });
+    let before = null;
     const growing = this.busy && !mine && i === this.conversation.messages.length - 1;
     if (mine) {
       body.textContent = message.content;
     } else {
       const view = new Growing(body);
-      view.show(message.content);
-      if (growing) this.growing = { view, message };
+      const thoughts = h('details', { class: 'thoughts' }, h('summary', {}, 'Thoughts'), h('p'));
+      if (growing) this.growing = { view, message, thoughts };
+      show({ view, thoughts, message });
+      before = thoughts;
     }
     const name = mine ? 'You' : message.model || 'Model';
     const foot = h('footer', {}, this.#actions(message, i), mine ? null : h('p', { class: 'meta' }, metaOf(message)));
@@ -168,6 +177,7 @@ export class Chat {
       'article',
       { class: `turn ${mine ? 'mine' : 'theirs'}${growing ? ' growing' : ''}`, 'aria-label': `${name} said` },
       h('h2', {}, name),
+      before,
       body,
       growing ? null : foot,
     );
@@ -189,7 +199,7 @@ export class Chat {
     this.frame = requestAnimationFrame(() => {
       this.frame = 0;
       if (this.growing?.message !== message) return;
-      this.growing.view.show(message.content);
+      show(this.growing);
       this.toEnd();
       this.hooks.grew();
     });
@@ -285,6 +295,12 @@ function hold(button, seconds) {
     if (left >= 0 && (button.isConnected || left === Math.ceil(seconds) - 1)) setTimeout(tick, 1000);
   };
   tick();
+}
+
+function show({ view, thoughts, message }) {
+  thoughts.hidden = !message.thoughts;
+  if (message.thoughts) thoughts.lastChild.textContent = message.thoughts;
+  view.show(message.content);
 }
 
 const ENDS = {

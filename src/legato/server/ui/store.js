@@ -81,10 +81,7 @@ export class Store {
 }
 
 function trimmed(message) {
-  const { role, content, pace, timings, usage, finish, model } = message;
-  const kept = { role, content };
-  if (timings) Object.assign(kept, { timings, usage, finish, model });
-  else if (finish) Object.assign(kept, { finish, model });
+  const { pace, ...kept } = message;
   if (pace) kept.pace = { at: pace.at.slice(-MAX_PACE), ms: pace.ms.slice(-MAX_PACE).map((x) => Math.round(100 * x) / 100) };
   return kept;
 }

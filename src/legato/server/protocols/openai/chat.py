@@ -39,6 +39,7 @@ class ChatView:
     continuous_usage: bool = False
     token_ids: bool = False
     tokens_as_ids: bool = False
+    step_times: bool = False
 
 
 class ChatEncoder:
@@ -62,7 +63,8 @@ class ChatEncoder:
         self._readers = [stream.reader() for _ in range(self._params.n)]
         self._parted = self._readers[0].needed
         rich = view.continuous_usage or view.token_ids or self._params.logprobs is not None or self._parted
-        self._plain = not rich
+        self._plain = not (rich or view.step_times)
+        self._began, self._at = stream.service.clock(), 0.0
         self._logprobs: list[list[TokenLogprobs]] = [[] for _ in range(self._params.n)]
         self._ids: list[list[int]] = [[] for _ in range(self._params.n)]
         self._open = self._params.n
@@ -77,6 +79,7 @@ class ChatEncoder:
         out: list[bytes] = []
         for delta in deltas:
             self._num_tokens += len(delta.token_ids)
+            self._at = delta.at
             if self._plain:
                 if delta.text:
                     out += (
@@ -140,7 +143,10 @@ class ChatEncoder:
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
 
     def _chunk(self, choice: dict[str, Any], more: dict[str, Any] | None = None) -> bytes:
-        shown = {**self._head, "choices": [choice], **(more or {})}
+        shown = {**self._head, "choices": [choice]}
+        if self._view.step_times and self._at:
+            shown["timings"] = {"at_ms": round(1e3 * (self._at - self._began), 3)}
+        shown |= more or {}
         if self._view.continuous_usage:
             shown["usage"] = usage(len(self._stream.prompt_ids(0)), self._num_tokens, 0)
         return b"data: " + dumps(shown) + b"\n\n"

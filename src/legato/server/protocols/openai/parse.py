@@ -35,6 +35,7 @@ def parse_chat(body: bytes, service: Service) -> Asked:
         continuous_usage=_option(asked, "continuous_usage_stats"),
         token_ids=bool(asked.return_token_ids),
         tokens_as_ids=bool(asked.return_tokens_as_token_ids),
+        step_times=bool(asked.timings_per_token),
     )
     return Asked(ask, lambda stream: ChatEncoder(stream, view))
 
