@@ -18,22 +18,17 @@ from legato.server.problems import Problem
 from legato.server.protocols import Asked, generation, ignored_header
 from legato.server.protocols.anthropic_parse import MessagesBody, parse_body
 from legato.server.protocols.openai.parts import timings
-from legato.server.protocols.splitting import splitter_of
 from legato.server.protocols.turns import (
     Block,
-    CallBegin,
-    CallInput,
-    Piece,
-    Said,
-    Splitter,
-    Thought,
     arguments_of,
     fresh,
     whole_blocks,
     worded,
 )
+from legato.server.reading import Part, Thought
 from legato.server.routes import Route
-from legato.server.service import Service
+from legato.server.service import AnswerStream, Service
+from legato.text.tools_parser import CallArguments, CallBegun, Content
 
 KINDS = {
     401: "authentication_error",
@@ -68,10 +63,7 @@ def parse_messages(body: bytes, service: Service) -> Asked:
     """`POST /v1/messages`."""
     asked, ask = parse_body(body, service)
     limit = asked.max_tokens or 0
-    return Asked(
-        ask,
-        lambda stream: MessageEncoder(service.model.name, len(stream.prompt_ids(0)), splitter_of(stream), limit),
-    )
+    return Asked(ask, lambda stream: MessageEncoder(stream, limit))
 
 
 def error_body(problem: Problem) -> bytes:
@@ -94,20 +86,21 @@ class MessageEncoder:
     kind = EVENTS
     ping = _event("ping", {})
 
-    def __init__(self, model: str, prompt_tokens: int, split: Splitter, limit: int) -> None:
+    def __init__(self, stream: AnswerStream, limit: int) -> None:
+        model = stream.service.model.name
         self._head = {"id": fresh("msg"), "type": "message", "role": "assistant", "model": model}
-        self._prompt_tokens, self._split, self._limit = prompt_tokens, split, limit
+        self._stream, self._reader, self._limit = stream, stream.reader(), limit
         self._index = -1
         self._open = ""
         self._called = False
 
     def begin(self) -> bytes:
-        usage = _usage(self._prompt_tokens, 0, 0)
+        usage = _usage(len(self._stream.prompt_ids(0)), 0, 0)
         none: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
         return _event("message_start", {"message": {**self._head, **none, "usage": usage}})
 
     def deltas(self, deltas: list[Delta]) -> bytes:
-        return b"".join(data for delta in deltas for piece in self._split.feed(delta) for data in self._piece(piece))
+        return b"".join(data for delta in deltas for part in self._reader.feed(delta) for data in self._part(part))
 
     def end(self, result: Result) -> bytes:
         reason, sequence = self._ended(result, self._called)
@@ -119,7 +112,7 @@ class MessageEncoder:
         return b"event: error\ndata: " + error_body(problem) + b"\n\n"
 
     def whole(self, result: Result) -> bytes:
-        blocks = whole_blocks(self._split, result.choices[0][1])
+        blocks = whole_blocks(self._stream, result.choices[0][1])[0]
         reason, sequence = self._ended(result, any(block.kind == "call" for block in blocks))
         shown = {
             **self._head,
@@ -131,18 +124,18 @@ class MessageEncoder:
         }
         return dumps(shown)
 
-    def _piece(self, piece: Piece) -> list[bytes]:
-        match piece:
-            case Said(text):
+    def _part(self, part: Part) -> list[bytes]:
+        match part:
+            case Content(text):
                 return [*self._enter("text", {"type": "text", "text": ""}), self._delta(b"text_delta", b"text", text)]
             case Thought(text):
                 empty = {"type": "thinking", "thinking": "", "signature": ""}
                 return [*self._enter("thinking", empty), self._delta(b"thinking_delta", b"thinking", text)]
-            case CallBegin(call_id, name):
+            case CallBegun(_, call_id, name):
                 self._called = True
                 block: dict[str, Any] = {"type": "tool_use", "id": call_id, "name": name, "input": {}}
                 return [*self._close(), *self._enter("tool_use", block)]
-            case CallInput(text):
+            case CallArguments(_, text):
                 return [self._delta(b"input_json_delta", b"partial_json", text)]
 
     def _enter(self, kind: str, block: dict[str, Any]) -> list[bytes]:

@@ -74,7 +74,7 @@ def parse_body(body: bytes, service: Service, counting: bool = False) -> tuple[M
     if messages and messages[-1]["role"] == "assistant":
         text = "end with a turn of the user; an answer that is already begun cannot be continued here"
         raise RequestError("messages", "...", text)
-    choice = _choice(asked.tool_choice, notes)
+    choice, parallel = _choice(asked.tool_choice)
     grammar, grammar_field = _format(asked, notes)
     chat = ChatBody(
         messages=messages,
@@ -87,6 +87,7 @@ def parse_body(body: bytes, service: Service, counting: bool = False) -> tuple[M
         stream=asked.stream,
         tools=_tools(asked.tools, notes),
         tool_choice=choice,
+        parallel_tool_calls=parallel,
         response_format=grammar,
         chat_template_kwargs=_thinking(asked.thinking, notes),
     )
@@ -181,19 +182,18 @@ def _tools(given: list[dict[str, Any]] | None, notes: list[str]) -> list[dict[st
     return tools or None
 
 
-def _choice(given: Mapping[str, Any] | None, notes: list[str]) -> str | dict[str, Any] | None:
+def _choice(given: Mapping[str, Any] | None) -> tuple[str | dict[str, Any] | None, bool]:
+    """(tool_choice, parallel_tool_calls)."""
     if given is None:
-        return None
-    if "disable_parallel_tool_use" in given:
-        notes.append("tool_choice.disable_parallel_tool_use")
-    kind = given.get("type")
+        return None, True
+    kind, parallel = given.get("type"), not given.get("disable_parallel_tool_use")
     if kind == "tool":
         name = need(given.get("name"), str, "tool_choice.name", "a tool's name")
-        return {"type": "function", "function": {"name": name}}
+        return {"type": "function", "function": {"name": name}}, parallel
     simple = {"auto": "auto", "any": "required", "none": "none"}
     if kind not in simple:
         raise RequestError("tool_choice.type", kind, "auto, any, tool or none")
-    return simple[kind]
+    return simple[kind], parallel
 
 
 def _thinking(given: Mapping[str, Any] | None, notes: list[str]) -> dict[str, Any] | None:

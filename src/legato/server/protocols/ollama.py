@@ -24,10 +24,11 @@ from legato.server.problems import Problem
 from legato.server.protocols import Asked, Ready, generation, ignored_header
 from legato.server.protocols.ollama_parse import ChatRequest, GenerateRequest, model_of, parse_chat, parse_generate
 from legato.server.protocols.openai.parts import chat_logprobs
-from legato.server.protocols.splitting import capabilities, splitter_of
-from legato.server.protocols.turns import Block, Blocks, Said, Splitter, Thought, arguments_of, whole_blocks, worded
+from legato.server.protocols.turns import Block, Blocks, arguments_of, capabilities, whole_blocks, worded
+from legato.server.reading import Thought
 from legato.server.routes import Route
 from legato.server.service import AnswerStream, Model, Service
+from legato.text.tools_parser import Content
 
 LINES = b"application/x-ndjson"
 # The version of the API that is spoken here: clients look for features by it, and refuse to talk to old ones.
@@ -103,7 +104,7 @@ def _asked(name: str, ask: Ask | None, service: Service, in_message: bool) -> As
         service.check_model(model_of(name))
         shown = {"model": name, "created_at": _now(), **_content(in_message, ""), "done": True, "done_reason": "load"}
         return Ready(dumps(shown) + b"\n")
-    return Asked(ask, lambda stream: LineEncoder(name, stream, splitter_of(stream), in_message))
+    return Asked(ask, lambda stream: LineEncoder(name, stream, in_message))
 
 
 class LineEncoder:
@@ -112,8 +113,9 @@ class LineEncoder:
     kind = LINES
     ping = b""
 
-    def __init__(self, name: str, stream: AnswerStream, split: Splitter, in_message: bool) -> None:
-        self._name, self._split, self._in_message = name, split, in_message
+    def __init__(self, name: str, stream: AnswerStream, in_message: bool) -> None:
+        self._name, self._stream, self._in_message = name, stream, in_message
+        self._reader = stream.reader()
         self._tokenizer = stream.service.model.tokenizer
         self._with_logprobs = stream.ask.params.logprobs is not None
         self._logprobs: list[TokenLogprobs] = []
@@ -134,7 +136,7 @@ class LineEncoder:
 
     def whole(self, result: Result) -> bytes:
         output = result.choices[0][1]
-        blocks = whole_blocks(self._split, output)
+        blocks, _ = whole_blocks(self._stream, output)
         text = "".join(block.text for block in blocks if block.kind == "text")
         thought = "".join(block.text for block in blocks if block.kind == "thought")
         calls = [_call(block) for block in blocks if block.kind == "call"]
@@ -145,15 +147,15 @@ class LineEncoder:
     def _lines(self, delta: Delta) -> list[bytes]:
         self._logprobs += delta.logprobs or ()
         out: list[bytes] = []
-        for piece in self._split.feed(delta):
-            match piece:
-                case Said(text):
+        for part in self._reader.feed(delta):
+            match part:
+                case Content(text):
                     out += (self._called(), self._line({**_content(self._in_message, text), **self._rest()} | OPEN))
                 case Thought(text):
                     shown = _content(self._in_message, "", text)
                     out += (self._called(), self._line({**shown, **self._rest()} | OPEN))
                 case _:  # a call is told as a whole, once its input is
-                    self._calls.add(piece)
+                    self._calls.add(part)
         return out
 
     def _called(self) -> bytes:

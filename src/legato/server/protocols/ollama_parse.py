@@ -15,8 +15,7 @@ from legato.errors import RequestError
 from legato.server.ask import Ask, Text
 from legato.server.jsonbody import parse
 from legato.server.protocols.openai.fields import ChatBody
-from legato.server.protocols.splitting import capabilities
-from legato.server.protocols.turns import ask_of, need, refused
+from legato.server.protocols.turns import ask_of, capabilities, need, refused
 from legato.server.service import Model, Service
 
 IGNORED = frozenset({"keep_alive", "truncate", "shift"})

@@ -23,22 +23,13 @@ from legato.server.protocols import Asked, Ready, generation
 from legato.server.protocols.openai.parts import timings
 from legato.server.protocols.openai.words import error_body
 from legato.server.protocols.responses_parse import ResponsesBody, parse_body
-from legato.server.protocols.splitting import splitter_of
-from legato.server.protocols.turns import (
-    Block,
-    Blocks,
-    CallBegin,
-    CallInput,
-    Piece,
-    Said,
-    Splitter,
-    Thought,
-    fresh,
-    whole_blocks,
-)
+from legato.server.protocols.turns import Block, Blocks, Reader, fresh, whole_blocks
+from legato.server.reading import Part, Thought
 from legato.server.routes import Route
-from legato.server.service import Service
+from legato.server.service import AnswerStream, Service
+from legato.text.tools_parser import CallArguments, CallBegun, Content
 
+KINDS = {Content: "text", Thought: "thought", CallBegun: "call", CallArguments: "call"}
 IDS = {"text": "msg", "thought": "rs", "call": "fc"}
 
 
@@ -55,31 +46,28 @@ def parse(body: bytes, service: Service) -> Asked | Ready:
         service.check_model(asked.model or "")
         return _nothing(asked, service.model.name, ignored)
     found: Ask = ask
-    return Asked(found, lambda stream: ResponseEncoder(asked, service.model.name, splitter_of(stream)))
+    return Asked(found, lambda stream: ResponseEncoder(asked, service.model.name, stream, stream.reader()))
 
 
 def _nothing(asked: ResponsesBody, model: str, ignored: tuple[str, ...]) -> Ready:
     """Clients ask with an empty input whether anybody is there."""
-    encoder = ResponseEncoder(asked, model, _NoPieces())
+    encoder = ResponseEncoder(asked, model)
     done = encoder.response("completed", [], _usage(0, 0, 0))
     if not asked.stream:
         return Ready(dumps(done), ignored=ignored)
     return Ready(encoder.begin() + encoder.event("response.completed", {"response": done}), EVENTS, ignored)
 
 
-class _NoPieces:
-    def feed(self, delta: Delta) -> list[Piece]:
-        return []
-
-
 class ResponseEncoder:
-    """One response's bytes."""
+    """One response's bytes. Without a stream there is nothing to read."""
 
     kind = EVENTS
     ping = b": ping\n\n"
 
-    def __init__(self, asked: ResponsesBody, model: str, split: Splitter) -> None:
-        self._asked, self._model, self._split = asked, model, split
+    def __init__(
+        self, asked: ResponsesBody, model: str, stream: AnswerStream | None = None, reader: Reader | None = None
+    ) -> None:
+        self._asked, self._model, self._stream, self._reader = asked, model, stream, reader
         self._id, self._created = fresh("resp"), int(time.time())
         self._number = 0
         self._items: list[dict[str, Any]] = []
@@ -94,13 +82,15 @@ class ResponseEncoder:
         return self.event("response.created", begun) + self.event("response.in_progress", begun)
 
     def deltas(self, deltas: list[Delta]) -> bytes:
-        return b"".join(data for delta in deltas for piece in self._split.feed(delta) for data in self._piece(piece))
+        assert self._reader is not None
+        return b"".join(data for delta in deltas for part in self._reader.feed(delta) for data in self._part(part))
 
     def end(self, result: Result) -> bytes:
         out = [] if self._items or self._open is not None else self._enter(Block("text"))
         status, why = _status(result)
+        thought = 0 if self._reader is None else self._reader.reasoning_tokens
         out += self._leave("completed" if why is None else "incomplete")
-        shown = self.response(status, self._items, _usage_of(result), incomplete=why)
+        shown = self.response(status, self._items, _usage_of(result, thought), incomplete=why)
         return b"".join([*out, self.event(f"response.{status}", {"response": shown | {"timings": timings(result)}})])
 
     def failed(self, problem: Problem) -> bytes:
@@ -114,22 +104,21 @@ class ResponseEncoder:
         self._number += 1
         return b"event: %s\ndata: %s\n\n" % (name.encode(), dumps(numbered))
 
-    def _piece(self, piece: Piece) -> list[bytes]:
-        kinds = {Said: "text", Thought: "thought", CallBegin: "call", CallInput: "call"}
-        kind = kinds[type(piece)]
-        begins = isinstance(piece, CallBegin) or self._open is None or self._open.kind != kind
+    def _part(self, part: Part) -> list[bytes]:
+        kind = KINDS[type(part)]
+        begins = isinstance(part, CallBegun) or self._open is None or self._open.kind != kind
         out = self._leave("completed") if begins else []
-        self._parts.add(piece)
+        self._parts.add(part)
         if begins:
             out += self._enter(self._parts.blocks[-1])
-        match piece:
-            case Said(text):
+        match part:
+            case Content(text):
                 out.append(self._text_delta(text))
             case Thought(text):
                 out.append(self.event("response.reasoning_text.delta", self._place() | {"delta": text}))
-            case CallInput(text):
+            case CallArguments(_, text):
                 out.append(self.event("response.function_call_arguments.delta", self._at() | {"delta": text}))
-            case CallBegin():
+            case CallBegun():
                 pass
         return out
 
@@ -148,7 +137,7 @@ class ResponseEncoder:
         empty = _item(Block(block.kind, id=block.id, name=block.name), self._item_id, "in_progress", whole=False)
         out = [self.event("response.output_item.added", {"output_index": len(self._items), "item": empty})]
         if block.kind != "call":
-            part = _part(Block(block.kind))
+            part = _content(Block(block.kind))
             out.append(self.event("response.content_part.added", self._place() | {"part": part}))
         return out
 
@@ -165,7 +154,7 @@ class ResponseEncoder:
             name = "output_text" if block.kind == "text" else "reasoning_text"
             more: dict[str, Any] = {"logprobs": []} if block.kind == "text" else {}
             out.append(self.event(f"response.{name}.done", self._place() | {"text": block.text} | more))
-            out.append(self.event("response.content_part.done", self._place() | {"part": _part(block)}))
+            out.append(self.event("response.content_part.done", self._place() | {"part": _content(block)}))
         item = _item(block, self._item_id, status)
         out.append(self.event("response.output_item.done", {"output_index": len(self._items), "item": item}))
         self._items.append(item)
@@ -181,11 +170,13 @@ class ResponseEncoder:
     # -- whole ----------------------------------------------------------------------------------------------------
 
     def whole(self, result: Result) -> bytes:
-        blocks = whole_blocks(self._split, result.choices[0][1]) or [Block("text")]
+        assert self._stream is not None
+        blocks, thought = whole_blocks(self._stream, result.choices[0][1])
+        blocks = blocks or [Block("text")]
         status, why = _status(result)
         ends = ["completed"] * (len(blocks) - 1) + ["completed" if why is None else "incomplete"]
         items = [_item(b, fresh(IDS[b.kind]), end) for b, end in zip(blocks, ends, strict=True)]
-        shown = self.response(status, items, _usage_of(result), incomplete=why)
+        shown = self.response(status, items, _usage_of(result, thought), incomplete=why)
         return dumps(shown | {"timings": timings(result)})
 
     def response(
@@ -231,7 +222,7 @@ class ResponseEncoder:
         }
 
 
-def _part(block: Block) -> dict[str, Any]:
+def _content(block: Block) -> dict[str, Any]:
     if block.kind == "thought":
         return {"type": "reasoning_text", "text": block.text}
     return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": []}
@@ -241,9 +232,9 @@ def _item(block: Block, item_id: str, status: str, whole: bool = True) -> dict[s
     """An item of `output`; begun ones have no content yet."""
     match block.kind:
         case "text":
-            shown = {"type": "message", "role": "assistant", "content": [_part(block)] if whole else []}
+            shown = {"type": "message", "role": "assistant", "content": [_content(block)] if whole else []}
         case "thought":
-            shown = {"type": "reasoning", "summary": [], "content": [_part(block)] if whole else []}
+            shown = {"type": "reasoning", "summary": [], "content": [_content(block)] if whole else []}
         case _:
             shown = {"type": "function_call", "call_id": block.id, "name": block.name, "arguments": block.text}
     return {"id": item_id, "status": status, **shown}
@@ -256,15 +247,15 @@ def _status(result: Result) -> tuple[str, str | None]:
     return "completed", None
 
 
-def _usage(prompt: int, cached: int, output: int) -> dict[str, Any]:
+def _usage(prompt: int, cached: int, output: int, thought: int = 0) -> dict[str, Any]:
     return {
         "input_tokens": prompt,
         "input_tokens_details": {"cached_tokens": cached},
         "output_tokens": output,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": thought},
         "total_tokens": prompt + output,
     }
 
 
-def _usage_of(result: Result) -> dict[str, Any]:
-    return _usage(result.prompt_tokens, result.cached_tokens, result.completion_tokens)
+def _usage_of(result: Result, thought: int) -> dict[str, Any]:
+    return _usage(result.prompt_tokens, result.cached_tokens, result.completion_tokens, thought)

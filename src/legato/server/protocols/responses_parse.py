@@ -76,7 +76,7 @@ def parse_body(body: bytes, service: Service) -> tuple[ResponsesBody, Ask | None
     notes = [*passed]
     if asked.include and LOGPROBS in asked.include:
         raise refused(f"include[{LOGPROBS}]", REFUSED["top_logprobs"])
-    for name in ("include", "parallel_tool_calls", "stream_options"):
+    for name in ("include", "stream_options"):
         if getattr(asked, name):
             notes.append(name)
     messages = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
@@ -97,6 +97,7 @@ def parse_body(body: bytes, service: Service) -> tuple[ResponsesBody, Ask | None
         stream=asked.stream,
         tools=tools or None,
         tool_choice=choice,
+        parallel_tool_calls=asked.parallel_tool_calls,
         response_format=_format(asked.text, notes),
         chat_template_kwargs=_reasoning(asked.reasoning, notes),
     )

@@ -3,7 +3,7 @@
 Knows: text, thoughts and calls of an answer; how another protocol's body becomes an `Ask`. Does not know: bytes.
 
     a body  ->  ChatBody  ->  chat_ask  ->  Ask          what is understood, and refused, is the same for every protocol
-    Delta   ->  Splitter  ->  Said, Thought, CallBegin, CallInput  ->  the encoder's events
+    Delta   ->  AnswerReader  ->  Content, Thought, CallBegun, CallArguments  ->  the encoder's events
 """
 
 from __future__ import annotations
@@ -16,53 +16,26 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from legato.completion import Delta, Output
+from legato.core.sequence import FinishReason
 from legato.errors import RequestError
 from legato.server.ask import Ask
 from legato.server.problems import Problem
 from legato.server.protocols.openai.fields import ChatBody
 from legato.server.protocols.openai.parse import chat_ask
+from legato.server.reading import Part, Thought
+from legato.server.service import AnswerStream, Model
+from legato.text.reasoning import thinks
+from legato.text.tools import tool_form
+from legato.text.tools_parser import CallArguments, CallBegun, Content
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    text: str
+class Reader(Protocol):
+    """Tells an answer's text from its thoughts and calls, as `AnswerReader` does."""
 
+    @property
+    def reasoning_tokens(self) -> int: ...
 
-@dataclass(frozen=True, slots=True)
-class Thought:
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallBegin:
-    """A tool is called; its input follows, until the next piece of another kind or the end."""
-
-    id: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallInput:
-    """The next characters of the JSON that the tool is given."""
-
-    json: str
-
-
-Piece = Said | Thought | CallBegin | CallInput
-
-
-class Splitter(Protocol):
-    """Tells an answer's text from its thoughts and calls. One for each answer."""
-
-    def feed(self, delta: Delta) -> list[Piece]:
-        """What `delta` brought, in order; with the finish, all that was held back."""
-
-
-class TextOnly:
-    """For models and requests without thoughts and tools: everything is text."""
-
-    def feed(self, delta: Delta) -> list[Piece]:
-        return [Said(delta.text)] if delta.text else []
+    def feed(self, delta: Delta) -> list[Part]: ...
 
 
 @dataclass(slots=True)
@@ -81,15 +54,15 @@ class Blocks:
 
     blocks: list[Block] = field(default_factory=list)
 
-    def add(self, piece: Piece) -> None:
-        match piece:
-            case Said(text):
+    def add(self, part: Part) -> None:
+        match part:
+            case Content(text):
                 self._open("text").text += text
             case Thought(text):
                 self._open("thought").text += text
-            case CallBegin(name, tool):
-                self.blocks.append(Block("call", id=name, name=tool))
-            case CallInput(text):
+            case CallBegun(_, call_id, name):
+                self.blocks.append(Block("call", id=call_id, name=name))
+            case CallArguments(_, text):
                 self.blocks[-1].text += text
 
     def _open(self, kind: str) -> Block:
@@ -98,13 +71,30 @@ class Blocks:
         return self.blocks[-1]
 
 
-def whole_blocks(split: Splitter, output: Output) -> list[Block]:
-    """The parts of a whole answer."""
-    found = Blocks()
-    reason = output.finish_reason
-    for piece in split.feed(Delta(output.text, output.token_ids, 0, reason, output.stop_reason, None, output.error)):
-        found.add(piece)
-    return found.blocks
+def whole_blocks(stream: AnswerStream, output: Output) -> tuple[list[Block], int]:
+    """(the parts of a whole answer, the tokens of its thoughts)."""
+    found, reader = Blocks(), stream.reader()
+    reason = output.finish_reason or FinishReason.STOP
+    for part in reader.feed(Delta(output.text, output.token_ids, 0, reason, output.stop_reason)):
+        found.add(part)
+    if not any(block.kind == "thought" for block in found.blocks):
+        return found.blocks, 0
+    counter, tokenizer = stream.reader(), stream.service.model.tokenizer
+    for token_id in output.token_ids:  # read token by token, for only so it is known where a thought ends
+        counter.feed(Delta(tokenizer.token_text(token_id), [token_id]))
+    return found.blocks, counter.reasoning_tokens
+
+
+def capabilities(model: Model) -> list[str]:
+    """What the model can do, in Ollama's words."""
+    template = model.template.source if model.template is not None else None
+    try:
+        tool_form(template)
+    except RequestError:
+        tools = []
+    else:
+        tools = ["tools"]
+    return ["completion", *tools, *(["thinking"] if thinks(template) else [])]
 
 
 def ask_of(body: ChatBody, names: Mapping[str, str], passed: Iterable[str] = (), grammar_field: str = "") -> Ask:
@@ -122,7 +112,8 @@ def ask_of(body: ChatBody, names: Mapping[str, str], passed: Iterable[str] = (),
 
 
 def renamed(name: str, names: Mapping[str, str]) -> str:
-    """`name`, its first word by the client's name for it."""
+    """`name`, its first word by the client's name for it; tools are flat where this is needed."""
+    name = name.replace(".function.", ".")
     first = re.split(r"[.\[]", name, maxsplit=1)[0]
     return names[first] + name[len(first) :] if first in names else name
 
