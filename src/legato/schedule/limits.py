@@ -32,11 +32,11 @@ class Limits:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value = getattr(self, f.name)
+            value, least = getattr(self, f.name), 0 if f.name == "max_waiting" else 1
             if value is None and f.name == "max_waiting":
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**40:
-                raise UsageError(f"{f.name}={value!r} is not allowed: give a whole number of at least 1")
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**40:
+                raise UsageError(f"{f.name}={value!r} is not allowed: give a whole number of at least {least}")
         if self.context_length < 2:
             raise UsageError("context_length=1 is not allowed: a prompt and its answer need at least 2 tokens")
 
