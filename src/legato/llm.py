@@ -20,6 +20,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from legato import __version__
 from legato.answers import Answer
 from legato.assemble import Assembly, assemble, model_name
 from legato.completion import Completion, Delta, Receipt
@@ -311,6 +312,7 @@ class LLM:
             kv=str(parts.kv_format),
             executor=parts.executor,
             page_size=self.config.page_size,
+            version=__version__,
         )
 
     def _prefill_s(self, start: int, end: int) -> float:

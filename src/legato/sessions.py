@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
-import legato
 from legato.completion import Completion
 from legato.core.request import Request
 from legato.core.sequence import Sequence as EngineSequence
@@ -214,9 +213,9 @@ class Sessions:
 
 
 def fingerprint_of(
-    *, digest: str, spec: ArchSpec, weights: str, kv: str, executor: Executor, page_size: int
+    *, digest: str, spec: ArchSpec, weights: str, kv: str, executor: Executor, page_size: int, version: str
 ) -> Fingerprint:
-    """Of a loaded model; `digest` is that of its files."""
+    """Of a loaded model; `digest` is that of its files, `version` that of this package."""
     return Fingerprint(
         model=digest,
         spec=sha256(repr(spec).encode()).hexdigest()[:32],
@@ -226,7 +225,7 @@ def fingerprint_of(
         page_size=page_size,
         page_bytes=executor.read_pages([0]).shape[1],
         layout=PAGE_LAYOUT,
-        engine=legato.__version__,
+        engine=version,
     )
 
 
