@@ -175,3 +175,20 @@ def test_a_context_without_room_for_an_answer_is_refused() -> None:
     Limits(1, 1, 1, 1, context_length=2)
     with pytest.raises(UsageError, match="context_length=1"):
         Limits(1, 1, 1, 1, context_length=1)
+
+
+@pytest.mark.parametrize("rows", [16, 64, 512])
+def test_a_prefix_that_many_bring_at_once_is_computed_once(rows: int) -> None:
+    """Nobody has it yet; whoever is first computes it, and the others find it page by page."""
+    num, shared, own, answer = 12, 128, 8, 3
+    sched = scheduler(num_pages=2000, page_size=16, max_tokens=rows, max_seqs=32, context_length=400)
+    for i in range(num):
+        prompt = [*range(shared), *range(1000 * i + 1000, 1000 * i + 1000 + own)]
+        sched.add(ask(f"r{i}", prompt, max_tokens=answer), 0.0)
+    total = 0
+    while sched.has_work:
+        plan, _ = step(sched)
+        total += plan.num_tokens
+    least = shared + num * (own + answer - 1)
+    first_together = (-(-rows // (shared + own)) - 1) * shared  # admitted in the first step, when no page is full yet
+    assert total <= least + first_together
