@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +16,9 @@ import pytest
 from live import NAME, Live, echo_assembly, running
 
 from legato.assemble import Assembly
+from legato.server import lifecycle
 from legato.server.auth import Keys
+from legato.server.http11 import protocol_class
 from legato.server.limits import ServerLimits
 from legato.server.problems import Problem
 from legato.server.routes import Route
@@ -148,6 +153,36 @@ def test_headers_are_bounded(echo: Live) -> None:
     many = "".join(f"x-{i}: 1\r\n" for i in range(70))
     assert status_of(raw(echo, f"GET /live HTTP/1.1\r\nhost: x\r\n{many}\r\n".encode())) == 431
     assert status_of(raw(echo, f"GET /live HTTP/1.1\r\nhost: x\r\nx-a: {'y' * 17000}\r\n\r\n".encode())) == 431
+
+
+def test_a_head_without_end_is_cut_off(echo: Live) -> None:
+    for start in (b"GET /live HTTP/1.1\r\nx-a: ", b"GET /", b"GET /live HTTP/1.1\r\n"):
+        with socket.create_connection(("127.0.0.1", echo.port), timeout=10) as link:
+            sent, part = 0, b"x: y\r\n" * 4096 if start.endswith(b"\n") else b"a" * 32768
+            link.sendall(start)
+            with contextlib.suppress(OSError):
+                while sent < 64 << 20:
+                    link.sendall(part)
+                    sent += len(part)
+            assert sent < 16 << 20, "it took everything"
+    assert echo.ask("GET", "/live").status == 200
+
+
+def test_a_head_that_does_not_come_is_given_up(alphabet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "protocol_class", lambda: protocol_class(head_s=0.2))
+    with running(echo_assembly(alphabet)) as live:
+        links = [socket.create_connection(("127.0.0.1", live.port), timeout=10) for _ in range(20)]
+        for link in links[:10]:
+            link.sendall(b"GET /live HTTP/1.1\r\nhost: x\r\n")
+        assert live.post("/v1/completions", {"prompt": "a", "max_tokens": 1}).status == 200
+        assert all(link.recv(100) == b"" for link in links)
+        kept = http.client.HTTPConnection("127.0.0.1", live.port, timeout=10)
+        for _ in range(3):  # between requests the longer patience of a kept connection counts
+            kept.request("GET", "/live")
+            assert kept.getresponse().read() == b'{"status":"live"}'
+            kept.auto_open = 0
+            time.sleep(0.3)
+        kept.close()
 
 
 def test_a_body_that_does_not_come_is_given_up(alphabet: Path) -> None:

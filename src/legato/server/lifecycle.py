@@ -30,6 +30,7 @@ from legato.server.ask import Chat
 from legato.server.auth import Keys
 from legato.server.bridge import EngineThread
 from legato.server.exchange import Exchange
+from legato.server.http11 import protocol_class
 from legato.server.limits import ServerLimits
 from legato.server.meters import NO_ROUTE
 from legato.server.problems import Problem
@@ -244,6 +245,7 @@ def _http_config(app: App, config: Callable[..., Any]) -> Any:
     """HTTP/1.1 only; no access log of its own, no trust in forwarded headers."""
     return config(
         app,
+        http=protocol_class(),
         lifespan="off",
         ws="none",
         log_config=None,

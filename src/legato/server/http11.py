@@ -1,0 +1,66 @@
+"""HTTP/1.1 as uvicorn speaks it, with an end to how long and how large a request's head may be.
+
+Knows: uvicorn's protocols. Does not know: requests that came whole.
+
+The application sees a request only when its head is complete; without this a head without end would take memory
+without end, and a connection that never finishes its head would stay for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+MAX_HEAD = 128 << 10  # bytes; past the application's own, smaller limit, which is answered in the protocol's words
+HEAD_S = 30.0
+
+
+def protocol_class(max_head: int = MAX_HEAD, head_s: float = HEAD_S) -> Any:
+    """The class that uvicorn makes for each connection; plain h11, which has its own bound, where httptools is not."""
+    try:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    except ImportError:
+        return "h11"
+
+    class Bounded(HttpToolsProtocol):
+        """Counts what comes before a head is complete, and how long it takes."""
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._await_head()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self._head_timer is not None:
+                self._head_bytes += len(data)
+                if self._head_bytes > max_head and not self.transport.is_closing():
+                    self.send_400_response("The head of this request is too large.")
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            if self._head_timer is None:
+                self._await_head()
+
+        def on_headers_complete(self) -> None:
+            self._head_came()
+            super().on_headers_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._head_came()
+            super().connection_lost(exc)
+
+        def _await_head(self) -> None:
+            self._head_bytes = 0
+            self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(head_s, self._too_late)
+
+        def _head_came(self) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+        def _too_late(self) -> None:
+            self._head_timer = None
+            if not self.transport.is_closing():
+                self.transport.close()
+
+    return Bounded
