@@ -168,8 +168,11 @@ typedef struct lg_program_memory {
 LG_API int32_t lg_program_create(lg_context* context, const lg_program_spec* spec, lg_program** out);
 LG_API void lg_program_free(lg_program* program);
 LG_API void lg_program_memory_use(const lg_program* program, lg_program_memory* out);
-// num_pages records of kv_page_bytes, page after page, each with all layers. Not to be touched during a step.
+// kv_bytes that hold the pages, in an order of the library's own. Not to be touched during a step.
 LG_API uint8_t* lg_kv_pages(lg_program* program);
+// Pages out of the store, or into it: count records of kv_page_bytes at `data`, each with all layers.
+LG_API int32_t lg_kv_read(lg_program* program, const int32_t* pages, int64_t count, uint8_t* data);
+LG_API int32_t lg_kv_write(lg_program* program, const int32_t* pages, int64_t count, const uint8_t* data);
 LG_API int32_t lg_step(lg_program* program, const lg_batch* batch);
 // Of the last step: num_logits rows of vocab_size floats, and the lowest index of each row's maximum (-1: a NaN).
 LG_API const float* lg_logits(const lg_program* program);

@@ -100,7 +100,7 @@ struct Bench {
   Bench(const Kernels& kernels, int32_t kind, const Shape& shape, int64_t tokens, int32_t n)
       : k(kernels), kv(kv_layout(kind, shape.heads, shape.dim, shape.page_size)), s(shape), depth(tokens), layers(n) {
     const int64_t pages = (tokens + s.page_size - 1) / s.page_size;
-    layer_bytes = pages * kv.page_bytes;
+    layer_bytes = round_up(pages, kv.extent_pages()) * kv.page_bytes;
     store = allocate(size_t(layer_bytes * layers));
     Random random(7);
     for (int64_t i = 0; i < pages; ++i) table.push_back(int32_t(i));
@@ -109,7 +109,7 @@ struct Bench {
     for (int32_t l = 0; l < layers; ++l)
       for (int64_t t = 0; t < tokens; ++t)
         for (int32_t h = 0; h < s.heads; ++h)
-          k.kv_write(&kv, store + l * layer_bytes + table[t / s.page_size] * kv.page_bytes, h, int32_t(t % s.page_size),
+          k.kv_write(&kv, store + l * layer_bytes, int32_t(table[t / s.page_size] * s.page_size + t % s.page_size), h,
                      &k0[random.below(64) * s.dim], &v0[random.below(64) * s.dim]);
   }
   ~Bench() { munmap(store, size_t(layer_bytes * layers)); }

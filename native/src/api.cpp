@@ -153,5 +153,20 @@ int32_t lg_step(lg_program* program, const lg_batch* batch) {
 
 const float* lg_logits(const lg_program* program) { return program->inner.logits(); }
 uint8_t* lg_kv_pages(lg_program* program) { return program->inner.pages(); }
+
+int32_t lg_kv_read(lg_program* program, const int32_t* pages, int64_t count, uint8_t* data) {
+  return guarded([&] {
+    Turn turn(program->inner.context());
+    program->inner.each_part(pages, count, [&](int64_t at, uint8_t* part, int64_t n) { std::memcpy(data + at, part, n); });
+  });
+}
+
+int32_t lg_kv_write(lg_program* program, const int32_t* pages, int64_t count, const uint8_t* data) {
+  return guarded([&] {
+    Turn turn(program->inner.context());
+    program->inner.each_part(pages, count, [&](int64_t at, uint8_t* part, int64_t n) { std::memcpy(part, data + at, n); });
+  });
+}
+
 const int32_t* lg_argmax(const lg_program* program) { return program->inner.argmax(); }
 const int64_t* lg_laps(const lg_program* program) { return program->inner.laps(); }

@@ -16,6 +16,8 @@ constexpr int32_t kLeastBlockRows = 8;
 // Splitting by tiles writes a record a row and tile: worth it while rows are few.
 constexpr int32_t kMostSplitRows = 8;
 constexpr int32_t kItemsPerWorker = 32;
+// Few rows read much and compute little: longer walks are worth a little less balance.
+constexpr int32_t kWalksPerWorker = 8;
 // What a tile costs besides its rows: its bytes, in rows.
 constexpr int64_t kTileRows = 4;
 
@@ -34,7 +36,7 @@ AttendPlan::AttendPlan(AttendShape shape, int32_t workers, int64_t partial_capac
 }
 
 int64_t AttendPlan::record_floats(const AttendItem& item) const {
-  return int64_t{item.rows} * shape_.group * partial_floats(shape_.dim);
+  return int64_t{item.rows} * item.heads * shape_.group * partial_floats(shape_.dim);
 }
 
 bool AttendPlan::completes(int32_t split, int32_t use) {
@@ -49,7 +51,8 @@ void AttendPlan::build(const lg_batch& batch) {
   cut_rows(batch);
   int64_t total = 0;
   for (const Block& b : blocks_) total += b.cost * shape_.kv_heads;
-  const int64_t target = total / (int64_t{workers_} * kItemsPerWorker) + 1;
+  const int32_t pieces = batch.num_tokens <= kMostSplitRows ? kWalksPerWorker : kItemsPerWorker;
+  const int64_t target = total / (int64_t{workers_} * pieces) + 1;
   // Longest first, so that the last pieces are short.
   std::sort(blocks_.begin(), blocks_.end(), [](const Block& a, const Block& b) {
     return a.cost != b.cost ? a.cost > b.cost : a.row > b.row;
@@ -77,29 +80,40 @@ void AttendPlan::cut_rows(const lg_batch& batch) {
   }
 }
 
+// Reading all heads of a tile at once follows memory, but leaves fewer pieces to share out.
+bool AttendPlan::takes_all_heads(const Block& block) const {
+  if (block.rows * shape_.kv_heads * shape_.group > kAttendQueries) return false;
+  const int64_t tiles = block.tile_end - block.tile_begin;
+  return workers_ == 1 || static_cast<int64_t>(blocks_.size()) * tiles >= 2 * workers_;
+}
+
 void AttendPlan::add_items(const Block& block, int64_t target) {
-  const int32_t tiles = block.tile_end - block.tile_begin;
-  for (int32_t head = 0; head < shape_.kv_heads; ++head) {
-    AttendItem item{block.seq, head, block.row, block.rows, block.tile_begin, block.tile_end, -1};
-    const int64_t floats = record_floats(item) * tiles;
-    const int64_t pieces = std::min<int64_t>(tiles, (block.cost + target - 1) / target);
-    const bool splits = workers_ > 1 && pieces > 1 && block.rows <= kMostSplitRows &&
-                        partials_used_ + floats <= partial_capacity_ &&
-                        static_cast<int32_t>(splits_.size()) < max_splits_;
-    if (!splits) {
-      items_.push_back(item);
-      continue;
-    }
-    const int32_t step = static_cast<int32_t>((tiles + pieces - 1) / pieces);
-    item.split = static_cast<int32_t>(splits_.size());
-    arrived_[item.split].store(0, std::memory_order_relaxed);
-    splits_.push_back({block.tile_begin, block.tile_end, step, (tiles + step - 1) / step, partials_used_});
-    partials_used_ += floats;
-    for (int32_t tile = block.tile_begin; tile < block.tile_end; tile += step) {
-      item.tile_begin = tile;
-      item.tile_end = std::min(block.tile_end, tile + step);
-      items_.push_back(item);
-    }
+  const int32_t heads = takes_all_heads(block) ? shape_.kv_heads : 1;
+  const int64_t cost = block.cost * heads;
+  for (int32_t head = 0; head < shape_.kv_heads; head += heads)
+    add_item({block.seq, head, heads, block.row, block.rows, block.tile_begin, block.tile_end, -1},
+             (cost + target - 1) / target);
+}
+
+void AttendPlan::add_item(AttendItem item, int64_t pieces) {
+  const int32_t begin = item.tile_begin, end = item.tile_end, tiles = end - begin;
+  const int64_t floats = record_floats(item) * tiles;
+  pieces = std::min<int64_t>(tiles, pieces);
+  const bool splits = workers_ > 1 && pieces > 1 && item.rows <= kMostSplitRows &&
+                      partials_used_ + floats <= partial_capacity_ && static_cast<int32_t>(splits_.size()) < max_splits_;
+  if (!splits) {
+    items_.push_back(item);
+    return;
+  }
+  const int32_t step = static_cast<int32_t>((tiles + pieces - 1) / pieces);
+  item.split = static_cast<int32_t>(splits_.size());
+  arrived_[item.split].store(0, std::memory_order_relaxed);
+  splits_.push_back({begin, end, step, (tiles + step - 1) / step, partials_used_});
+  partials_used_ += floats;
+  for (int32_t tile = begin; tile < end; tile += step) {
+    item.tile_begin = tile;
+    item.tile_end = std::min(end, tile + step);
+    items_.push_back(item);
   }
 }
 

@@ -2,8 +2,9 @@
 //
 // Knows: positions, windows, costs in tiles. Does not know: keys, values, kernels.
 //
-// Many rows: a piece is a block of a sequence's rows, all their tiles, one kv head. Few rows over many tiles: the
-// tiles are split too, and whoever finishes a split last merges its records in tile order. Bits depend on none of it.
+// Many rows: a piece is a block of a sequence's rows, all their tiles, one kv head. Few rows: all kv heads, so that
+// memory is read in the order in which it lies; over many tiles these are split too, and whoever finishes a split last
+// merges its records in tile order. Bits depend on none of it.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -22,7 +23,7 @@ struct AttendShape {
 };
 
 struct AttendItem {
-  int32_t seq, kv_head;
+  int32_t seq, kv_head, heads;
   int32_t row, rows;
   int32_t tile_begin, tile_end;
   int32_t split;       // index of the split it belongs to, or -1: it writes its output itself
@@ -54,7 +55,9 @@ class AttendPlan {
 
   void cut_rows(const lg_batch& batch);
   int32_t block_rows(const lg_batch& batch) const;
+  bool takes_all_heads(const Block& block) const;
   void add_items(const Block& block, int64_t target);
+  void add_item(AttendItem item, int64_t pieces);
 
   const AttendShape shape_;
   const int32_t workers_;

@@ -17,7 +17,7 @@ struct Bf16 {
     s.records[i] = record;
   }
   static RecordShape opened_shape(int32_t dim) { return record_shape(KV_BF16, dim); }
-  static void close(float*, int32_t) {}
+  static void finish(float*, const float*, int32_t) {}
 
   // Queries as [dim][R] floats.
   template <int R>
@@ -35,7 +35,7 @@ struct Bf16 {
     const float* q = reinterpret_cast<const float*>(u.packed);
     for (int32_t i = 0; i < u.shape.dim; i += 2, q += 2 * R) {
       F16 first[S], second[S];
-      u.ahead->some();
+      u.ahead->some(S);
       each<S>([&](auto s) {
         const B64 pair = b_load(u.records[at + s] + 32 * i);
         first[s] = f_first_bf16(pair);
@@ -52,6 +52,9 @@ struct Bf16 {
   }
 
   template <int R>
+  static bool weigh_whole(const Unit&, const Span*, Step*) { return false; }
+
+  template <int R>
   static void scores(const Unit& u) {
     int32_t at = u.first;
     for (; at + kFloatSubs <= u.last; at += kFloatSubs) score_records<R, kFloatSubs>(u, at);
@@ -59,13 +62,13 @@ struct Bf16 {
   }
 
   template <int R>
-  static void weigh(const Unit& u, const Span* spans, float* const* records, Step*) {
-    for (int r = 0; r < R; ++r) records[r][0] = span_max(u.scores + r * kTile, spans[r]) * score_scale(u, r);
+  static void weigh(const Unit& u, const Span* spans, Step* steps) {
+    find_maxima<R>(u, spans, steps);
     for (int r = 0; r < R; ++r) {
       float* scores = u.scores + r * kTile;
-      const Span span = spans[r];
-      records[r][1] = weigh_span<false, false>(scores, score_scale(u, r), records[r][0], nullptr, nullptr, span,
-                                               *u.ahead).sum;
+      const Span span = steps[r].used ? spans[r] : Span{kRecord * u.first, kRecord * u.first};
+      const Weights w = weigh_span<false, false>(scores, score_scale(u, r), steps[r].max, nullptr, nullptr, span);
+      if (steps[r].used) add_lanes(u.running + r * kRunning, w.sum, steps[r].keep);
       for (int32_t i = u.first; i < span.begin / kRecord; ++i) f_store(scores + kRecord * i, f_set(0.0f));
       for (int32_t i = (span.end + kRecord - 1) / kRecord; i < u.last; ++i)
         f_store(scores + kRecord * i, f_set(0.0f));
@@ -91,17 +94,23 @@ struct Bf16 {
   }
 
   template <int R, int C>
-  static inline void value_vectors(const Unit& u, int32_t c, float* const* out) {
+  static inline void value_vectors(const Unit& u, int32_t c, const Step* steps, float* const* out) {
     F16 sum[R][C];
-    each<R>([&](auto r) { each<C>([&](auto j) { sum[r][j] = f_set(0.0f); }); });
+    each<R>([&](auto r) {
+      each<C>([&](auto j) {
+        const M16 m = m_range(0, u.shape.dim - 16 * (c + j));
+        sum[r][j] = f_mul(f_load_part(out[r] + 16 * (c + j), m), f_set(steps[r].keep));
+      });
+    });
     int32_t t = u.tokens.begin;
     if (t % 2) add_tokens<R, C, 1>(u, c, t++, sum);
     for (; t + 2 <= u.tokens.end; t += 2) {
-      u.ahead->some();
+      u.ahead->some(C);
       add_tokens<R, C, 2>(u, c, t, sum);
     }
     if (t < u.tokens.end) add_tokens<R, C, 1>(u, c, t, sum);
     each<R>([&](auto r) {
+      if (!steps[r].used) return;
       each<C>([&](auto j) {
         f_store_part(out[r] + 16 * (c + j), sum[r][j], m_range(0, u.shape.dim - 16 * (c + j)));
       });
@@ -109,10 +118,10 @@ struct Bf16 {
   }
 
   template <int R>
-  static void values(const Unit& u, const Step*, float* const* out) {
+  static void values(const Unit& u, const Step* steps, float* const* out) {
     int32_t c = 0;
-    for (; c + kValueVectors <= u.shape.vectors; c += kValueVectors) value_vectors<R, kValueVectors>(u, c, out);
-    for (; c < u.shape.vectors; ++c) value_vectors<R, 1>(u, c, out);
+    for (; c + kValueVectors <= u.shape.vectors; c += kValueVectors) value_vectors<R, kValueVectors>(u, c, steps, out);
+    for (; c < u.shape.vectors; ++c) value_vectors<R, 1>(u, c, steps, out);
   }
 };
 

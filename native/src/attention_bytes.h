@@ -26,8 +26,7 @@ struct Bytes {
   }
 
   template <int R, int S>
-  static inline void score_records(const Unit& u, int32_t at) {
-    I16 dot[S][R];
+  __attribute__((always_inline)) static inline void dot_records(const Unit& u, int32_t at, I16 (&dot)[S][R]) {
     each<R>([&](auto r) {
       const I16 start = i_set(Offset == 128 && !kOffsetStays ? 0 : -Offset * u.sum[r]);
       each<S>([&](auto s) { dot[s][r] = start; });
@@ -35,13 +34,19 @@ struct Bytes {
     const uint8_t* q = u.packed;
     for (int32_t i = 0; i < u.shape.dim; i += 4, q += 4 * R) {
       B64 k[S];
-      u.ahead->some();
+      u.ahead->some(S);
       each<S>([&](auto s) { k[s] = b_load(u.records[at + s] + 16 * i); });
       each<R>([&](auto r) {
         const B64 four = b_repeat(q + 4 * r);
         each<S>([&](auto s) { dot[s][r] = Offset == 128 ? i_dot_offset(dot[s][r], k[s], four) : i_dot(dot[s][r], k[s], four); });
       });
     }
+  }
+
+  template <int R, int S>
+  static inline void score_records(const Unit& u, int32_t at) {
+    I16 dot[S][R];
+    dot_records<R, S>(u, at, dot);
     each<S>([&](auto s) {
       const F16 scale = f_load(u.key_factors + kRecord * (at + s));
       each<R>([&](auto r) {
@@ -58,22 +63,73 @@ struct Bytes {
     for (; at < u.last; ++at) score_records<R, 1>(u, at);
   }
 
-  // Scores to weight bytes; fills in (max, sum) of each record. One stage for all queries, then the next: within a
-  // query the stages wait for each other.
   template <int R>
-  static void weigh(const Unit& u, const Span* spans, float* const* records, Step* steps) {
+  static bool weigh_whole(const Unit& u, const Span* spans, Step* steps) {
+    if constexpr (kSubs < kStretch) return false;
+    for (int r = 0; r < R; ++r)
+      if (spans[r].begin != kRecord * u.first || spans[r].end != kRecord * (u.first + kStretch)) return false;
+    I16 dot[kStretch][R];
+    F16 x[kStretch][R];
+    dot_records<R, kStretch>(u, u.first, dot);
+    float tops[R];
+    each<kStretch>([&](auto s) {
+      const F16 scale = f_load(u.key_factors + kRecord * (u.first + s));
+      each<R>([&](auto r) { x[s][r] = capped(f_mul(i_to_f(dot[s][r]), scale), u.scale[r], u.softcap); });
+    });
+    each<R>([&](auto r) {
+      steps[r].used = true;
+      tops[r] = f_top(f_max(f_max(x[0][r], x[1][r]), f_max(x[2][r], x[3][r])));
+    });
+    raise_maxima<R>(u, tops, steps);
+    each<R>([&](auto r) { steps[r].scale = weigh_registers<R>(u, r, steps[r], x); });
+    return true;
+  }
+
+  // Exactly weigh_span and to_weight_bytes for one query.
+  template <int R>
+  __attribute__((always_inline)) static inline float weigh_registers(const Unit& u, int r, const Step& step, F16 (&x)[kStretch][R]) {
+    const F16 minus = f_set(step.max == -HUGE_VALF ? 0.0f : -step.max), by = f_set(score_scale(u, r));
+    const F16 none = f_set(0.0f), rounder = f_set(kRounder);
+    F16 sum = none, top = none, shift = none;
+    each<kStretch>([&](auto s) {
+      const int32_t at = kRecord * (u.first + s);
+      F16 p = f_weight(f_fma(x[s][r], by, minus));
+      sum = f_add(p, sum);
+      if (Minima) shift = f_fma(p, f_load(u.value_minima + at), shift);
+      p = f_mul(p, f_load(u.value_factors + at));
+      top = f_max(p, top);
+      x[s][r] = p;
+    });
+    add_lanes(u.running + r * kRunning, sum, step.keep);
+    if (Minima) add_lanes(u.running + r * kRunning + kShifts, shift, step.keep);
+    const float highest = f_top(top);
+    const F16 inverse = f_set(weight_inverse<kTop>(highest));
+    F16 error = none;
+    each<kStretch>([&](auto s) {
+      const F16 exact = f_fma(x[s][r], inverse, error), shifted = f_add(exact, rounder);
+      error = f_sub(exact, f_sub(shifted, rounder));
+      i_store_u8(u.bytes + r * kTile + kRecord * (u.first + s), f_bits(shifted));
+    });
+    return highest * (1.0f / kTop);
+  }
+
+  // Scores to weight bytes. One stage for all queries, then the next: within a query the stages wait for each other.
+  template <int R>
+  static void weigh(const Unit& u, const Span* spans, Step* steps) {
     float top[R];
-    for (int r = 0; r < R; ++r) records[r][0] = span_max(u.scores + r * kTile, spans[r]) * score_scale(u, r);
+    find_maxima<R>(u, spans, steps);
     for (int r = 0; r < R; ++r) {
-      const Weights w = weigh_span<true, Minima>(u.scores + r * kTile, score_scale(u, r), records[r][0],
-                                                 u.value_factors, u.value_minima, spans[r], *u.ahead);
-      records[r][1] = w.sum;
-      steps[r].shift = w.shift;
+      if (!steps[r].used) continue;
+      const Weights w = weigh_span<true, Minima>(u.scores + r * kTile, score_scale(u, r), steps[r].max,
+                                                 u.value_factors, u.value_minima, spans[r]);
+      add_lanes(u.running + r * kRunning, w.sum, steps[r].keep);
+      if (Minima) add_lanes(u.running + r * kRunning + kShifts, w.shift, steps[r].keep);
       top[r] = w.top;
     }
     for (int r = 0; r < R; ++r)
-      steps[r].scale =
-          to_weight_bytes<kTop>(u.scores + r * kTile, top[r], spans[r], u.first, u.last, u.bytes + r * kTile);
+      steps[r].scale = to_weight_bytes<kTop>(u.scores + r * kTile, steps[r].used ? top[r] : 0.0f,
+                                             steps[r].used ? spans[r] : Span{kRecord * u.first, kRecord * u.first},
+                                             u.first, u.last, u.bytes + r * kTile);
   }
 
   template <int R, int C>
@@ -85,7 +141,7 @@ struct Bytes {
       const uint8_t* p = u.bytes + kRecord * at;
       for (int quad = 0; quad < 4; ++quad, v += 64, p += 4) {
         B64 value[C];
-        u.ahead->some();
+        u.ahead->some(C);
         each<C>([&](auto j) { value[j] = b_load(v + 256 * j); });
         each<R>([&](auto r) {
           const B64 four = b_repeat(p + r * kTile);
@@ -94,10 +150,12 @@ struct Bytes {
       }
     }
     each<R>([&](auto r) {
+      if (!steps[r].used) return;
+      const F16 scale = f_set(steps[r].scale), keep = f_set(steps[r].keep);
       each<C>([&](auto j) {
-        const F16 x = i_to_f(sum[r][j]), scale = f_set(steps[r].scale);
-        f_store_part(out[r] + 16 * (c + j), Minima ? f_fma(x, scale, f_set(steps[r].shift)) : f_mul(x, scale),
-                     m_range(0, u.shape.dim - 16 * (c + j)));
+        float* to = out[r] + 16 * (c + j);
+        const M16 m = m_range(0, u.shape.dim - 16 * (c + j));
+        f_store_part(to, f_fma(i_to_f(sum[r][j]), scale, f_mul(f_load_part(to, m), keep)), m);
       });
     });
   }
@@ -118,7 +176,7 @@ struct Int8 : Bytes<128, false> {
     f_store(s.value_factors + kRecord * i, f_load_bf16(record + shape.scales + 2 * kRecord));
   }
   static RecordShape opened_shape(int32_t dim) { return record_shape(KV_INT8, dim); }
-  static void close(float*, int32_t) {}
+  static void finish(float*, const float*, int32_t) {}
 };
 
 // Six-bit keys and four-bit values are unpacked a tile at a time, for all queries of a block, to bytes.
@@ -152,7 +210,14 @@ struct Int4 : Bytes<32, true> {
   }
   static RecordShape opened_shape(int32_t dim) { return record_shape(KV_INT8, dim); }
 
-  static void close(float* out, int32_t dim) { rotate_back(out, dim); }
+  static void finish(float* out, const float* running, int32_t dim) {
+    const F16 shift = f_set(f_sum(f_load(running + kShifts)));
+    for (int32_t i = 0; i < dim; i += 16) {
+      const M16 m = m_range(0, dim - i);
+      f_store_part(out + i, f_add(f_load_part(out + i, m), shift), m);
+    }
+    rotate_back(out, dim);
+  }
 };
 
 }  // namespace

@@ -34,9 +34,10 @@ struct Scratch {
   uint8_t* bytes;    // [kMaxUnit][kTile]
   float* factors;    // [3][kTile]
   uint8_t* unpacked; // records of a tile
-  float* tile;       // [kMaxUnit][partial_floats]
+  float* tile;       // [queries of a block][partial_floats]
   float* state;      // [queries of a block][partial_floats]
   uint8_t* packed;   // queries of a block
+  float* running;    // [queries of a block][kRunning]
   float* scale;      // a query
   int32_t* sum;      // a query
 };
@@ -44,14 +45,13 @@ struct Scratch {
 static inline Scratch cut_scratch(uint8_t* p, int32_t dim, int32_t group) {
   const ScratchPlan s = scratch_plan(dim, group);
   const auto floats = [p](int64_t at) { return reinterpret_cast<float*>(p + at); };
-  return {floats(s.scores), p + s.bytes, floats(s.factors), p + s.unpacked,
-          floats(s.tile),   floats(s.state), p + s.packed,      floats(s.scale),
-          reinterpret_cast<int32_t*>(p + s.sum)};
+  return {floats(s.scores), p + s.bytes,   floats(s.factors), p + s.unpacked,  floats(s.tile),
+          floats(s.state),  p + s.packed, floats(s.running), floats(s.scale), reinterpret_cast<int32_t*>(p + s.sum)};
 }
 
-// Rows [begin, end) of the task, their queries in row order.
+// Rows [begin, end) of the task. Its queries: head after head, those of a head in row order.
 struct Block {
-  int32_t begin, end, queries, units;
+  int32_t begin, end, queries, units;  // queries and units of one head
   int32_t unit_begin(int32_t unit) const { return queries * unit / units; }
 };
 
@@ -75,35 +75,34 @@ static inline Span block_span(const Task& t, const Block& b, int32_t tile) {
   return all;
 }
 
-// Addresses of the tile's records that the span touches.
-static inline void find_records(const Task& t, const RecordShape& shape, int32_t tile, Span span,
+// Addresses of one head's records of a tile that the span touches.
+static inline void find_records(const Task& t, const RecordShape& shape, int32_t tile, int32_t head, Span span,
                                 const uint8_t** records) {
   const KvLayout& kv = *t.a->kv;
-  const uint8_t* head = t.a->pages + t.a->kv_head * kv.head_bytes;
-  const int32_t in_page = kv.page_size / kRecord;
   for (int32_t i = span.begin / kRecord; i * kRecord < span.end; ++i) {
-    const int32_t record = tile * kRecords + i;
-    records[i] = head + int64_t{t.a->page_table[record / in_page]} * kv.page_bytes + record % in_page * shape.bytes;
+    const int32_t at = tile * kTile + i * kRecord, page = t.a->page_table[at >> kv.page_shift];
+    const int32_t record = (at & (kv.page_size - 1)) / kRecord;
+    records[i] = t.a->pages + kv.place(page, t.a->kv_head + head) + record * shape.bytes;
   }
 }
 
-// Nothing of the first tile is on its way yet: all its keys are sent for at once, its values while keys are worked on.
-static inline void fetch_first(const uint8_t* const* records, Span span, const RecordShape& shape, Ahead& ahead) {
-  for (int32_t i = span.begin / kRecord; i * kRecord < span.end; ++i) ahead.add(records[i], shape.values);
-  ahead.rest();
-  for (int32_t i = span.begin / kRecord; i * kRecord < span.end; ++i)
-    ahead.add(records[i] + shape.values, shape.bytes - shape.values);
+// Whether most pages of the task lie elsewhere than behind the one before.
+static inline bool is_scattered(const Task& t, Span first) {
+  const int32_t size = t.a->kv->page_size, begin = (t.tile_begin * kTile + first.begin) / size;
+  const int32_t end = static_cast<int32_t>(least(begin + 64, (t.tile_begin * kTile + first.end - 1) / size));
+  int32_t jumps = 0;
+  for (int32_t i = begin; i < end; ++i) jumps += t.a->page_table[i + 1] != t.a->page_table[i] + 1;
+  return 4 * jumps > end - begin;
 }
 
 template <class Kind, int R>
-void compute_unit(Unit& u, const Span* spans, float* const* records) {
-  Kind::template scores<R>(u);
+void compute_unit(Unit& u, const Span* spans, float* const* out) {
   Step steps[R];
-  float* values[R];
-  Kind::template weigh<R>(u, spans, records, steps);
-  for (int r = 0; r < R; ++r) values[r] = records[r] + 2;
-  Kind::template values<R>(u, steps, values);
-  for (int r = 0; r < R; ++r) Kind::close(values[r], u.shape.dim);
+  if (!Kind::template weigh_whole<R>(u, spans, steps)) {
+    Kind::template scores<R>(u);
+    Kind::template weigh<R>(u, spans, steps);
+  }
+  Kind::template values<R>(u, steps, out);
 }
 
 template <class Kind>
@@ -120,59 +119,90 @@ static inline UnitFns<Kind> unit_fns(int32_t size) {
   return {Kind::template pack<R>, compute_unit<Kind, R>};
 }
 
+// One tile of one head, and what each row of the block attends to.
+struct TileWork {
+  int32_t tile, head;
+  Span rows[kAttendQueries];
+};
+
+// Where a query's result grows.
+static inline float* tile_record(const Task& t, const Block& b, const TileWork& w, const Scratch& s, int32_t i) {
+  const int32_t group = t.a->group;
+  const int64_t stride = partial_floats(t.a->kv->dim), tiles = t.tile_end - t.tile_begin;
+  const int64_t query = int64_t{b.begin + i / group} * t.a->heads * group + w.head * group + i % group;
+  return t.partials ? t.partials + (query * tiles + w.tile - t.tile_begin) * stride : s.tile + i * stride;
+}
+
 template <class Kind>
-void run_unit(const Task& t, const Block& b, int32_t unit, int32_t tile, const Span* rows, Unit& u, const Scratch& s) {
+void run_unit(const Task& t, const Block& b, int32_t unit, int32_t first, const TileWork& w, Unit& u,
+              const Scratch& s) {
   const int32_t group = t.a->group, dim = t.a->kv->dim, begin = b.unit_begin(unit);
-  const int32_t size = b.unit_begin(unit + 1) - begin;
-  const int64_t stride = partial_floats(dim), tiles = t.tile_end - t.tile_begin;
+  const int32_t size = b.unit_begin(unit + 1) - begin, at = w.head * b.queries + begin;
+  const Span stretch = {first * kRecord, (first + kStretch) * kRecord};
   Span spans[kMaxUnit], all = {0, 0};
-  float* records[kMaxUnit];
+  float* out[kMaxUnit];
   for (int32_t i = 0; i < size; ++i) {
-    const int32_t query = begin + i, row = query / group;
-    spans[i] = rows[row];
+    const Span row = w.rows[(begin + i) / group];
+    spans[i] = {static_cast<int32_t>(most(row.begin, stretch.begin)), static_cast<int32_t>(least(row.end, stretch.end))};
     all = join(all, spans[i]);
-    const int64_t place = (int64_t{b.begin} * group + query) * tiles + tile - t.tile_begin;
-    records[i] = t.partials ? t.partials + place * stride : s.tile + i * stride;
+    out[i] = tile_record(t, b, w, s, begin + i) + 2;
   }
-  if (all.begin >= all.end) {
-    for (int32_t i = 0; i < size; ++i) clear_record(records[i], dim);
-  } else {
-    u.tokens = all;
-    u.first = all.begin / kRecord;
-    u.last = static_cast<int32_t>(round_up(all.end, kRecord) / kRecord);
-    u.packed = s.packed + int64_t{begin} * dim * Kind::kQueryBytes;
-    u.scale = s.scale + begin;
-    u.sum = s.sum + begin;
-    unit_fns<Kind, kMaxUnit>(size).compute(u, spans, records);
-    for (int32_t i = 0; i < size; ++i)
-      if (spans[i].begin >= spans[i].end) clear_record(records[i], dim);
-  }
-  if (t.partials) return;
-  for (int32_t i = 0; i < size; ++i) merge_record(s.state + (begin + i) * stride, records[i], dim);
+  if (all.begin >= all.end) return;
+  u.tokens = all;
+  u.first = all.begin / kRecord;
+  u.last = static_cast<int32_t>(round_up(all.end, kRecord) / kRecord);
+  u.packed = s.packed + int64_t{at} * dim * Kind::kQueryBytes;
+  u.scale = s.scale + at;
+  u.sum = s.sum + at;
+  u.running = s.running + int64_t{begin} * kRunning;
+  unit_fns<Kind, kMaxUnit>(size).compute(u, spans, out);
 }
 
 template <class Kind>
 void pack_block(const Task& t, const Block& b, const Scratch& s) {
   const int32_t group = t.a->group, dim = t.a->kv->dim;
-  for (int32_t unit = 0; unit < b.units; ++unit) {
-    const int32_t begin = b.unit_begin(unit), size = b.unit_begin(unit + 1) - begin;
+  for (int32_t unit = 0; unit < b.units * t.a->heads; ++unit) {
+    const int32_t head = unit / b.units, begin = b.unit_begin(unit % b.units);
+    const int32_t size = b.unit_begin(unit % b.units + 1) - begin, at = head * b.queries + begin;
     const uint8_t* queries[kMaxUnit];
     for (int32_t i = 0; i < size; ++i) {
-      const int32_t row = b.begin + (begin + i) / group, head = (begin + i) % group;
-      queries[i] = t.q + row * t.q_row_stride + head * t.a->kv->q_bytes;
+      const int32_t row = b.begin + (begin + i) / group, j = head * group + (begin + i) % group;
+      queries[i] = t.q + row * t.q_row_stride + j * t.a->kv->q_bytes;
     }
-    unit_fns<Kind, kMaxUnit>(size).pack(queries, dim, s.packed + int64_t{begin} * dim * Kind::kQueryBytes,
-                                        s.scale + begin, s.sum + begin);
+    unit_fns<Kind, kMaxUnit>(size).pack(queries, dim, s.packed + int64_t{at} * dim * Kind::kQueryBytes, s.scale + at,
+                                        s.sum + at);
+  }
+}
+
+// Records of the tile's queries, empty.
+static inline void start_work(const Task& t, const Block& b, TileWork& w, const Scratch& s) {
+  for (int32_t r = b.begin; r < b.end; ++r) w.rows[r - b.begin] = row_span(t, r, w.tile);
+  for (int32_t i = 0; i < b.queries; ++i)
+    start_tile(tile_record(t, b, w, s, i), s.running + i * kRunning, t.a->kv->dim);
+}
+
+template <class Kind>
+void finish_work(const Task& t, const Block& b, const TileWork& w, const Scratch& s) {
+  const int32_t dim = t.a->kv->dim;
+  for (int32_t i = 0; i < b.queries; ++i) {
+    const Span span = w.rows[i / t.a->group];
+    if (span.begin >= span.end) continue;
+    const float* running = s.running + i * kRunning;
+    float* record = tile_record(t, b, w, s, i);
+    record[0] = running[kMaximum];
+    record[1] = f_sum(f_load(running));
+    Kind::finish(record + 2, running, dim);
+    if (!t.partials) merge_record(s.state + (w.head * b.queries + i) * partial_floats(dim), record, dim);
   }
 }
 
 template <class Kind>
 void run_block(const Task& t, const Block& b, const Scratch& s) {
-  const int32_t group = t.a->group, dim = t.a->kv->dim;
+  const int32_t group = t.a->group, dim = t.a->kv->dim, heads = t.a->heads;
   const RecordShape shape = record_shape(t.a->kv->kind, dim);
   pack_block<Kind>(t, b, s);
   if (!t.partials)
-    for (int32_t i = 0; i < b.queries; ++i) clear_record(s.state + i * partial_floats(dim), dim);
+    for (int32_t i = 0; i < b.queries * heads; ++i) clear_record(s.state + i * partial_floats(dim), dim);
   Ahead ahead;
   const uint8_t* found[2][kRecords];
   const uint8_t* opened[kRecords];
@@ -187,34 +217,46 @@ void run_block(const Task& t, const Block& b, const Scratch& s) {
   u.scores = s.scores;
   u.bytes = s.bytes;
   u.ahead = &ahead;
-  Span rows[kBlockQueries];
-  Span all = block_span(t, b, t.tile_begin);
-  find_records(t, shape, t.tile_begin, all, found[0]);
-  for (int32_t tile = t.tile_begin; tile < t.tile_end; ++tile) {
-    const uint8_t** records = found[(tile - t.tile_begin) % 2];
-    const uint8_t** coming = found[(tile - t.tile_begin + 1) % 2];
-    const Span here = all;
-    all = tile + 1 < t.tile_end ? block_span(t, b, tile + 1) : Span{0, 0};
-    find_records(t, shape, tile + 1, all, coming);
-    if (tile == t.tile_begin) fetch_first(records, here, shape, ahead);
-    for (int32_t i = all.begin / kRecord; i * kRecord < all.end; ++i) ahead.add(coming[i], shape.bytes);
-    if (here.begin >= here.end && !t.partials) continue;
-    for (int32_t r = b.begin; r < b.end; ++r) rows[r - b.begin] = row_span(t, r, tile);
-    for (int32_t i = here.begin / kRecord; i * kRecord < here.end; ++i)
-      Kind::open_record(shape, records[i], i, ready);
-    for (int32_t unit = 0; unit < b.units; ++unit) run_unit<Kind>(t, b, unit, tile, rows, u, s);
-    ahead.rest();
+  TileWork w;
+  const int32_t steps = (t.tile_end - t.tile_begin) * heads;
+  Span here = {0, 0}, coming = block_span(t, b, t.tile_begin);
+  ahead.start(is_scattered(t, coming));
+  for (int32_t step = -1; step < steps; ++step) {
+    const uint8_t** records = found[step & 1];
+    const uint8_t** next = found[(step + 1) & 1];
+    here = coming;
+    w.tile = t.tile_begin + step / heads;
+    w.head = step % heads;
+    if (step + 1 < steps) {
+      if ((step + 1) % heads == 0) coming = block_span(t, b, t.tile_begin + (step + 1) / heads);
+      find_records(t, shape, t.tile_begin + (step + 1) / heads, (step + 1) % heads, coming, next);
+      for (int32_t i = coming.begin / kRecord; i * kRecord < coming.end; ++i) ahead.add(next[i], shape.bytes);
+    }
+    if (step < 0) {
+      ahead.burst();
+      continue;
+    }
+    start_work(t, b, w, s);
+    for (int32_t first = here.begin / kRecord / kStretch * kStretch; first * kRecord < here.end; first += kStretch) {
+      const int32_t begin = static_cast<int32_t>(most(first, here.begin / kRecord));
+      const int32_t end = static_cast<int32_t>(least(first + kStretch, (here.end + kRecord - 1) / kRecord));
+      ahead.allow(static_cast<int32_t>((end - begin) * (shape.bytes / 64)));
+      for (int32_t i = begin; i < end; ++i) Kind::open_record(shape, records[i], i, ready);
+      for (int32_t unit = 0; unit < b.units; ++unit) run_unit<Kind>(t, b, unit, first, w, u, s);
+    }
+    finish_work<Kind>(t, b, w, s);
   }
   if (t.partials) return;
-  for (int32_t i = 0; i < b.queries; ++i)
-    normalise(s.state + i * partial_floats(dim), dim,
-              t.out + (b.begin + i / group) * t.out_row_stride + int64_t{i % group} * dim);
+  for (int32_t i = 0; i < b.queries * heads; ++i) {
+    const int32_t row = b.begin + i % b.queries / group, j = i / b.queries * group + i % group;
+    normalise(s.state + i * partial_floats(dim), dim, t.out + row * t.out_row_stride + int64_t{j} * dim);
+  }
 }
 
 template <class Kind>
 void run_task(const Task& t, int32_t rows, uint8_t* scratch) {
   const Scratch s = cut_scratch(scratch, t.a->kv->dim, t.a->group);
-  const int32_t size = block_rows(t.a->group);
+  const int32_t size = block_rows(t.a->group * t.a->heads);
   for (int32_t begin = 0; begin < rows; begin += size) {
     Block b = {begin, static_cast<int32_t>(least(rows, begin + size)), 0, 0};
     b.queries = (b.end - b.begin) * t.a->group;

@@ -28,8 +28,8 @@ namespace {
 
 constexpr int kRecord = 16;                      // tokens of a record
 constexpr int kRecords = kTile / kRecord;        // records of a tile
+constexpr int kStretch = 4;                      // records whose softmax is computed at once: they fit the first cache
 constexpr int kQueryHead = kAlign;               // bytes before the values of a prepared integer query
-constexpr int kBlockQueries = 96;                // queries that share a walk over the tiles
 constexpr int kScratchUnit = 8;                  // no level computes more queries together
 
 struct RecordShape {
@@ -79,11 +79,13 @@ constexpr Signs kSigns;
 
 static inline int32_t rotation_block(int32_t dim) { return dim & -dim; }
 
-static inline int32_t block_rows(int32_t group) { return group >= kBlockQueries ? 1 : kBlockQueries / group; }
+static inline int32_t block_rows(int32_t group) { return group >= kAttendQueries ? 1 : kAttendQueries / group; }
+
+constexpr int kRunning = 48;  // floats kept a query while a tile is computed
 
 // Offsets into the scratch of one attend() call.
 struct ScratchPlan {
-  int64_t scores, bytes, factors, unpacked, tile, state, packed, scale, sum, end;
+  int64_t scores, bytes, factors, unpacked, tile, state, packed, running, scale, sum, end;
 };
 
 static inline ScratchPlan scratch_plan(int32_t dim, int32_t group) {
@@ -94,9 +96,10 @@ static inline ScratchPlan scratch_plan(int32_t dim, int32_t group) {
   s.factors = s.bytes + kScratchUnit * kTile;
   s.unpacked = s.factors + 3 * kTile * 4;
   s.tile = s.unpacked + kRecords * record_shape(KV_INT8, dim).bytes;
-  s.state = s.tile + kScratchUnit * record;
+  s.state = s.tile + queries * record;
   s.packed = s.state + queries * record;
-  s.scale = s.packed + round_up(queries * dim * 4, kAlign);
+  s.running = s.packed + round_up(queries * dim * 4, kAlign);
+  s.scale = s.running + queries * kRunning * 4;
   s.sum = s.scale + round_up(queries * 4, kAlign);
   s.end = s.sum + round_up(queries * 4, kAlign);
   return s;

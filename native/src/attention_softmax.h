@@ -15,37 +15,64 @@ struct Span {
   int32_t begin, end;  // tokens of the tile that a query attends to
 };
 
-// What will be read next, fetched a few lines at a time between arithmetic: pages lie scattered, and no hardware
-// prefetcher follows a page table.
+// What will be read next, sent for line by line between arithmetic, into the second cache: a tile would flood the first.
+//
+// Lines are sent for by few instructions each of which walks on from line to line. Where pages lie one behind the other
+// the processor's own prefetcher then takes the walk up, and keeps more lines on their way than a program can; it does
+// not when the same lines are sent for by many instructions in turn, or into the first cache.
 class Ahead {
  public:
+  // scattered: pages do not follow each other in memory, so nothing but this fetches them.
+  void start(bool scattered) { allowed_ = scattered ? kFar : kNear; }
   void add(const uint8_t* begin, int64_t bytes) {
-    if (count_ < kMost) pieces_[count_++] = {begin, begin + bytes};
+    if (count_ > next_ && runs_[count_ - 1].end == begin) {
+      runs_[count_ - 1].end += bytes;
+    } else if (count_ == next_ && at_ < end_ && end_ == begin) {
+      end_ += bytes;
+    } else {
+      if (count_ == kMost) drop_done();
+      if (count_ < kMost) runs_[count_++] = {begin, begin + bytes};
+    }
   }
-  void some() {
-    if (at_ >= end_ && !advance()) return;
-    for (int i = 0; i < kLines; ++i) __builtin_prefetch(at_ + 64 * i, 0, 2);  // into L2: a tile would flood L1
-    at_ += 64 * kLines;
+  // As many lines more as the arithmetic is about to read.
+  void allow(int32_t lines) {
+    burst();
+    allowed_ += lines;
   }
-  void rest() {
-    while (at_ < end_ || advance()) some();
-    next_ = count_ = 0;
+  void some(int32_t lines) {
+    if (allowed_ <= 0 || (at_ >= end_ && !advance())) return;
+    allowed_ -= lines;
+    do {
+      __builtin_prefetch(at_, 0, 2);
+      at_ += 64;
+      __asm__ volatile("" : "+r"(at_));  // stays a loop
+    } while (--lines);
+  }
+  void burst() {
+    while (allowed_ > 0 && (at_ < end_ || advance())) some(4);
   }
 
  private:
-  static constexpr int kLines = 3, kMost = 2 * kRecords;
-  struct Piece {
+  static constexpr int32_t kNear = 264, kFar = 512;  // lines ahead of the arithmetic
+  static constexpr int kMost = 4 * kRecords;
+  struct Run {
     const uint8_t *begin, *end;
   };
   bool advance() {
     if (next_ == count_) return false;
-    at_ = pieces_[next_].begin;
-    end_ = pieces_[next_++].end;
+    at_ = runs_[next_].begin;
+    end_ = runs_[next_++].end;
     return true;
   }
+  void drop_done() {
+    for (int i = next_; i < count_; ++i) runs_[i - next_] = runs_[i];
+    count_ -= next_;
+    next_ = 0;
+  }
   const uint8_t *at_ = nullptr, *end_ = nullptr;
+  int32_t allowed_ = 0;
   int next_ = 0, count_ = 0;
-  Piece pieces_[kMost];
+  Run runs_[kMost];
 };
 
 // fn(0) .. fn(N - 1) with the index known to the compiler, so that arrays of lanes stay in registers.
@@ -87,20 +114,20 @@ static inline float span_max(const float* scores, Span span) {
   return f_top(f_max(top[0], top[1]));
 }
 
+// Lane by lane, so that lanes are added up once a tile.
 struct Weights {
-  float sum;    // of the weights
+  F16 sum;      // of the weights
+  F16 shift;    // of minimum * weight
   float top;    // the largest of factor * weight
-  float shift;  // of minimum * weight
 };
 
 // scores -> factor * 2^(scale * score - max), in place. factors: null for 1; minima: null for 0.
 template <bool Factors, bool Minima>
 static inline Weights weigh_span(float* scores, float scale, float max, const float* factors, const float* minima,
-                                 Span span, Ahead& ahead) {
+                                 Span span) {
   const F16 minus = f_set(max == -HUGE_VALF ? 0.0f : -max), by = f_set(scale);
   F16 sum = f_set(0.0f), top = f_set(0.0f), shift = f_set(0.0f);
   each_record(span, [&](int32_t i, M16 m, auto partial) {
-    ahead.some();
     F16 p = f_weight(f_fma(f_load(scores + kRecord * i), by, minus));
     if (partial) p = f_keep(m, p);
     sum = f_add(p, sum);
@@ -115,24 +142,28 @@ static inline Weights weigh_span(float* scores, float scale, float max, const fl
     }
     f_store(scores + kRecord * i, p);
   });
-  return {f_sum(sum), Factors ? f_top(top) : 0.0f, Minima ? f_sum(shift) : 0.0f};
+  return {sum, shift, Factors ? f_top(top) : 0.0f};
+}
+
+template <int Top>
+static inline float weight_inverse(float top) {
+  return top > 1e-30f ? Top / top : top == top ? 0.0f : top;
 }
 
 // Weights to bytes of 0..Top + 1, the largest becoming Top. The rounding error of each lane is carried to the next
-// record but one, so that many small weights beside a large one are not lost. Returns what one step is worth. Bytes of
+// record, so that many small weights beside a large one are not lost. Returns what one step is worth. Bytes of
 // the records [first, last) outside the span become 0.
 template <int Top>
 static inline float to_weight_bytes(const float* weights, float top, Span span, int32_t first, int32_t last,
                                     uint8_t* bytes) {
-  const F16 inverse = f_set(top > 1e-30f ? Top / top : top == top ? 0.0f : top), rounder = f_set(kRounder);
+  const F16 inverse = f_set(weight_inverse<Top>(top)), rounder = f_set(kRounder);
   for (int32_t i = first; i < span.begin / kRecord; ++i) i_store_u8(bytes + kRecord * i, i_set(0));
-  F16 error[2] = {f_set(0.0f), f_set(0.0f)};
+  F16 error = f_set(0.0f);
   int32_t i = span.begin / kRecord;
   for (; i * kRecord < span.end; ++i) {
-    const F16 exact = f_fma(f_load(weights + kRecord * i), inverse, error[1]);
+    const F16 exact = f_fma(f_load(weights + kRecord * i), inverse, error);
     const F16 shifted = f_add(exact, rounder);
-    error[1] = error[0];
-    error[0] = f_sub(exact, f_sub(shifted, rounder));
+    error = f_sub(exact, f_sub(shifted, rounder));
     i_store_u8(bytes + kRecord * i, f_bits(shifted));
   }
   for (; i < last; ++i) i_store_u8(bytes + kRecord * i, i_set(0));

@@ -189,10 +189,10 @@ static inline void write_bf16(const RecordShape& s, uint8_t* record, int32_t t, 
   for (int32_t d = 0; d < s.dim; ++d) put_u16(values + 512 * (d / 16) + 4 * (d % 16), bf16_nearest(v[d]));
 }
 
-void kv_write(const KvLayout* kv, uint8_t* page, int32_t head, int32_t offset, const float* k, const float* v) {
+void kv_write(const KvLayout* kv, uint8_t* pages, int32_t slot, int32_t head, const float* k, const float* v) {
   const RecordShape s = record_shape(kv->kind, kv->dim);
-  uint8_t* record = page + head * kv->head_bytes + offset / kRecord * s.bytes;
-  const int32_t t = offset % kRecord;
+  const int32_t offset = slot & (kv->page_size - 1), t = offset % kRecord;
+  uint8_t* record = pages + kv->place(slot >> kv->page_shift, head) + offset / kRecord * s.bytes;
   if (kv->kind == KV_BF16) return write_bf16(s, record, t, k, v);
   alignas(64) float rotated[kMaxDim];
   rotate(k, s.dim, rotated);

@@ -19,6 +19,7 @@ constexpr int kGroup = 32;   // values of k that share one activation scale
 constexpr int kLanes = 16;   // outputs of one weight block
 constexpr int kTile = 256;   // tokens of one attention tile (absolute positions 0-255, 256-511, ...)
 constexpr int kAlign = 64;
+constexpr int kAttendQueries = 96;  // queries that share a walk over the tiles
 constexpr int kRun = 64;     // weights of a vocabulary that have one sum and one maximum
 
 inline int64_t round_up(int64_t x, int64_t m) { return (x + m - 1) / m * m; }
@@ -81,12 +82,22 @@ enum Epilogue : int32_t {
 // ---------------------------------------------------------------- KV pages
 enum KvKind : int32_t { KV_BF16 = 1, KV_INT8 = 2, KV_INT4 = 3 };
 
-// A layer's store is num_pages records of page_bytes; a page holds, head after head, head_bytes with the keys, the
-// values and the scales of page_size tokens. page_size is a multiple of 16 and divides kTile.
+// Pages are kept in extents of a tile's worth of pages. An extent of a layer holds, head after head, that head's part
+// of its pages: head_bytes each with the keys, the values and the scales of page_size tokens. So a sequence whose pages
+// follow each other is read in the order in which it lies, which memory serves best. page_size is a multiple of 16 and
+// divides kTile.
 struct KvLayout {
   int32_t kind, heads, dim, page_size;
+  int32_t page_shift;    // page_size as a power of two
   int64_t head_bytes, page_bytes;
+  int64_t extent_bytes;  // from a layer's extent to its next one
   int64_t q_bytes;       // one prepared query (one row, one head), 64-byte multiple
+
+  int32_t extent_pages() const { return kTile >> page_shift; }
+  int64_t place(int32_t page, int32_t head) const {
+    const int32_t many = extent_pages();
+    return (int64_t{page} << page_shift) / kTile * extent_bytes + (int64_t{head} * many + (page & (many - 1))) * head_bytes;
+  }
 };
 
 // One sequence's view of one layer for attention. Positions are absolute; row r attends to tokens
@@ -99,6 +110,7 @@ struct AttendArgs {
   int32_t group;               // query heads a kv head
   int32_t window;              // 0: none
   float softcap;               // 0: none
+  int32_t heads = 1;           // kv heads from kv_head on, their query heads one after the other
 };
 
 // A tile's result for one (row, query head): max, sum, then dim floats of sum(p * v) (not normalised).
@@ -133,10 +145,12 @@ struct Kernels {
   void (*table_row)(int32_t kind, const uint8_t* row, int64_t cols, float scale, float* out);
 
   // attention
-  void (*kv_write)(const KvLayout* kv, uint8_t* page, int32_t head, int32_t offset, const float* k, const float* v);
+  // One token of one head; slot: page * page_size + place in the page.
+  void (*kv_write)(const KvLayout* kv, uint8_t* pages, int32_t slot, int32_t head, const float* k, const float* v);
   void (*prepare_q)(const KvLayout* kv, const float* q, float scale, uint8_t* out);
-  // Tiles [tile_begin, tile_end) for `rows` consecutive rows of one sequence, one kv head, all its query heads.
-  //   q: prepared queries; (row, j-th head of the group) at q + row * q_row_stride + j * kv->q_bytes
+  // Tiles [tile_begin, tile_end) for `rows` consecutive rows of one sequence, `heads` kv heads, all their query heads.
+  // More than one kv head only while they have no more than kAttendQueries query heads.
+  //   q: prepared queries; (row, j-th query head) at q + row * q_row_stride + j * kv->q_bytes
   //   positions: absolute position a row
   //   partials: if not null, (row, j, tile - tile_begin) records of partial_floats, that order; tiles a row does not
   //             touch get max = -inf, sum = 0

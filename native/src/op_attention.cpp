@@ -75,16 +75,14 @@ void AttentionOp::write_kv(Step& step, int32_t row, int32_t head, float* spare) 
   const int64_t dim = p_.spec.head_dim;
   float* k = in_.row(row) + (p_.spec.num_heads + head) * dim;
   const float* v = k + p_.spec.num_kv_heads * dim;
-  const int32_t slot = step.batch.slot_mapping[row];
-  uint8_t* page = p_.pages + slot / p_.kv.page_size * p_.kv.page_bytes;
-  step.kernels->kv_write(&p_.kv, page, head, slot % p_.kv.page_size, turn(step, k, p_.k_norm, row, spare), v);
+  step.kernels->kv_write(&p_.kv, p_.pages, step.batch.slot_mapping[row], head, turn(step, k, p_.k_norm, row, spare), v);
 }
 
 void AttentionOp::attend(Step& step, const Worker& worker, const AttendItem& item) const {
   const lg_batch& batch = step.batch;
   const AttendShape& shape = p_.plan->shape();
   const AttendArgs args{&p_.kv,  p_.pages,     batch.page_table + int64_t{item.seq} * batch.table_stride,
-                        item.kv_head, shape.group, shape.window, p_.spec.softcap};
+                        item.kv_head, shape.group, shape.window, p_.spec.softcap, item.heads};
   const int64_t q_row = p_.spec.num_heads * p_.kv.q_bytes;
   const uint8_t* q = step.queries + item.row * q_row + int64_t{item.kv_head} * shape.group * p_.kv.q_bytes;
   float* partials = nullptr;
@@ -100,16 +98,16 @@ void AttentionOp::attend(Step& step, const Worker& worker, const AttendItem& ite
 // Pieces hold (row, head, tile) records each; a row's and head's records are brought together in tile order.
 void AttentionOp::merge(Step& step, const Worker& worker, const AttendItem& item) const {
   const AttendSplit& split = p_.plan->split(item.split);
-  const int32_t group = p_.plan->shape().group, dim = p_.spec.head_dim;
+  const int32_t queries = p_.plan->shape().group * item.heads, dim = p_.spec.head_dim;
   const int32_t tiles = split.tile_end - split.tile_begin;
   const int64_t record = partial_floats(dim), all = p_.plan->record_floats(item);
   float* together = step.scratch[worker.id].merge;
-  for (int32_t rh = 0; rh < item.rows * group; ++rh) {
+  for (int32_t rh = 0; rh < item.rows * queries; ++rh) {
     for (int32_t at = 0; at < tiles; at += split.step) {
       const int32_t count = std::min(split.step, tiles - at);
       std::copy_n(step.partials + split.partials + at * all + rh * count * record, count * record, together + at * record);
     }
-    step.kernels->merge(together, tiles, dim, output(item.row + rh / group, item.kv_head) + int64_t{rh % group} * dim);
+    step.kernels->merge(together, tiles, dim, output(item.row + rh / queries, item.kv_head) + int64_t{rh % queries} * dim);
   }
 }
 

@@ -81,7 +81,7 @@ uint8_t* Program::take(int64_t bytes, const char* what) {
   return regions_.back().data();
 }
 
-// Pages of all layers lie together, page after page: memory is touched as tokens come, whatever the number of layers.
+// A tile's worth of pages of all layers lie together: memory is touched as tokens come, whatever the number of layers.
 void Program::lay_out_pages(const lg_program_spec& spec) {
   layouts_.assign(spec.num_layers, KvLayout{});
   layer_offsets_.assign(spec.num_layers, -1);
@@ -92,8 +92,24 @@ void Program::lay_out_pages(const lg_program_spec& spec) {
     layer_offsets_[a.layer] = page_bytes_;
     page_bytes_ += layouts_[a.layer].page_bytes;
   }
-  for (KvLayout& layout : layouts_) layout.page_bytes = page_bytes_;
-  pages_ = Region(page_bytes_ * spec.num_pages, "keys and values");
+  const int64_t pages = kTile / spec.page_size;
+  for (int64_t& offset : layer_offsets_) offset *= pages;
+  for (KvLayout& layout : layouts_) layout.extent_bytes = page_bytes_ * pages;
+  pages_ = Region(page_bytes_ * round_up(spec.num_pages, pages), "keys and values");
+}
+
+void Program::each_part(const int32_t* pages, int64_t count,
+                        const std::function<void(int64_t, uint8_t*, int64_t)>& fn) const {
+  for (int64_t i = 0; i < count; ++i)
+    require(pages[i] >= 0 && pages[i] < limits_.num_pages, "a page that is not there");
+  for (int64_t i = 0; i < count; ++i)
+    for (size_t layer = 0; layer < layouts_.size(); ++layer) {
+      if (layer_offsets_[layer] < 0) continue;
+      const KvLayout& kv = layouts_[layer];
+      int64_t at = i * page_bytes_ + layer_offsets_[layer] / kv.extent_pages();
+      for (int32_t head = 0; head < kv.heads; ++head, at += kv.head_bytes)
+        fn(at, pages_.data() + layer_offsets_[layer] + kv.place(pages[i], head), kv.head_bytes);
+    }
 }
 
 void Program::lay_out_buffers(const lg_program_spec& spec) {

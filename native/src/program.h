@@ -2,6 +2,7 @@
 //
 // Knows: the order of operations and where each finds its memory. Does not know: what an operation computes.
 #pragma once
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -33,6 +34,8 @@ class Program {
   const int32_t* argmax() const { return step_.argmax; }
   const int64_t* laps() const { return step_.laps.data(); }
   uint8_t* pages() const { return pages_.data(); }
+  // Calls fn(place in `count` pages one after the other, part, bytes) for each layer's and head's part of each page.
+  void each_part(const int32_t* pages, int64_t count, const std::function<void(int64_t, uint8_t*, int64_t)>& fn) const;
   lg_program_memory memory() const { return {pages_.bytes(), buffer_bytes_, page_bytes_}; }
 
  private:

@@ -29,15 +29,18 @@ static float from_bf16(const uint8_t* p) {
   return x;
 }
 
-// x times the Hadamard matrix of each block, by its definition.
-static std::vector<double> unrotate(const std::vector<double>& x) {
+// x times the Hadamard matrix of each block: H of 2n is (H H; H -H) of n.
+static std::vector<double> unrotate(std::vector<double> x) {
   const int32_t dim = int32_t(x.size()), block = rotation_block(dim);
-  std::vector<double> y(dim, 0.0);
-  for (int32_t b = 0; b < dim; b += block)
-    for (int32_t i = 0; i < block; ++i)
-      for (int32_t j = 0; j < block; ++j)
-        y[b + i] += kSigns.of[b + i] * (__builtin_popcount(i & j) % 2 ? -1 : 1) * x[b + j] / block;
-  return y;
+  for (int32_t half = 1; half < block; half *= 2)
+    for (int32_t i = 0; i < dim; ++i) {
+      if (i & half) continue;
+      const double a = x[i], b = x[i + half];
+      x[i] = a + b;
+      x[i + half] = a - b;
+    }
+  for (int32_t i = 0; i < dim; ++i) x[i] *= double(kSigns.of[i]) / block;
+  return x;
 }
 
 // One head of one sequence: tokens written into scattered pages.
@@ -46,7 +49,7 @@ class Store {
   Store(const Kernels& k, int32_t kind, const Case& c, int64_t tokens, bool scattered, uint8_t garbage)
       : kernels(k), kv(kv_layout(kind, kHeads, c.dim, c.page_size)), table((tokens + c.page_size - 1) / c.page_size) {
     const int64_t pages = 2 * int64_t(table.size()) + 3;
-    raw.assign(size_t(pages * kv.page_bytes + kAlign), garbage);
+    raw.assign(size_t(round_up(pages, kv.extent_pages()) * kv.page_bytes + kAlign), garbage);
     for (size_t i = 0; i < table.size(); ++i) table[i] = int32_t(scattered ? (i * 7919 + 5) % size_t(pages) : i);
     if (scattered)  // 7919 is prime to the number of pages unless it is a multiple
       for (size_t i = 0; i < table.size(); ++i)
@@ -55,13 +58,12 @@ class Store {
   }
   uint8_t* base() { return raw.data() + (kAlign - reinterpret_cast<uintptr_t>(raw.data()) % kAlign) % kAlign; }
   void write(int64_t token, const float* k, const float* v) {
-    kernels.kv_write(&kv, base() + table[token / kv.page_size] * kv.page_bytes, kHead, int32_t(token % kv.page_size), k,
-                     v);
+    const int64_t slot = int64_t{table[token / kv.page_size]} * kv.page_size + token % kv.page_size;
+    kernels.kv_write(&kv, base(), int32_t(slot), kHead, k, v);
   }
   const uint8_t* record(int64_t token) {
     const int64_t bytes = record_shape(kv.kind, kv.dim).bytes;
-    return base() + table[token / kv.page_size] * kv.page_bytes + kHead * kv.head_bytes +
-           token % kv.page_size / kRecord * bytes;
+    return base() + kv.place(table[token / kv.page_size], kHead) + token % kv.page_size / kRecord * bytes;
   }
   std::vector<double> key(int64_t token);
   std::vector<double> value(int64_t token);

@@ -129,7 +129,7 @@ class NativeExecutor:
         self._logits: FloatArray = self._native.view("lg_logits", c.c_float, max_tokens * stride).reshape(-1, stride)
         self._best: IntArray = self._native.view("lg_argmax", c.c_int32, max_tokens)
         self._laps: NDArray[np.int64] = self._native.view("lg_laps", c.c_int64, len(self._lap_names))
-        self._pages: ByteArray = self._native.pages(num_pages=sizes[1])
+        self._pages: ByteArray = self._native.pages()
         self._num_logits = 0
         self._choice, self._token = lib.ChoiceStruct(), c.c_int32()
         self._choice_ref, self._token_ref = c.byref(self._choice), c.byref(self._token)
@@ -168,25 +168,27 @@ class NativeExecutor:
         return self._open().memory()
 
     def read_pages(self, page_ids: Sequence[int]) -> ByteArray:
-        self._open()
-        return self._pages[np.asarray(page_ids, np.int64)]
+        native = self._open()
+        data_NB = np.empty((len(page_ids), native.memory()["kv_page_bytes"]), np.uint8)
+        native.move_pages("lg_kv_read", page_ids, data_NB)
+        return data_NB
 
     def write_pages(self, page_ids: Sequence[int], data_NB: ByteArray) -> None:
-        self._open()
-        self._pages[np.asarray(page_ids, np.int64)] = data_NB
+        native = self._open()
+        shape = (len(page_ids), native.memory()["kv_page_bytes"])
+        native.move_pages("lg_kv_write", page_ids, np.ascontiguousarray(np.broadcast_to(data_NB, shape), np.uint8))
 
     def touch_pages(self) -> None:
         """One byte of each 4 KiB is written back as it is: the system then has to find the memory."""
         self._open()
-        flat = self._pages.reshape(-1)
-        flat[::_SYSTEM_PAGE] |= 0
+        self._pages[::_SYSTEM_PAGE] |= 0
 
     def close(self) -> None:
         """Logits that somebody still holds stay readable; memory goes with the last of them."""
         empty = np.zeros((0, self.vocab_size), np.float32)
         self._native, self._logits, self._num_logits = None, empty, 0
         self._best, self._laps = np.zeros(0, np.int32), np.zeros(0, np.int64)
-        self._pages = np.zeros((0, 0), np.uint8)
+        self._pages = np.zeros(0, np.uint8)
 
     def _open(self) -> _NativeProgram:
         if self._native is None:
@@ -233,10 +235,13 @@ class _NativeProgram:
         array: NDArray[Any] = np.ctypeslib.as_array(memory)
         return array
 
-    def pages(self, num_pages: int) -> ByteArray:
-        """(pages, bytes): the whole store, no copy."""
-        page_bytes = self.memory()["kv_page_bytes"]
-        return self.view("lg_kv_pages", c.c_uint8, num_pages * page_bytes).reshape(num_pages, page_bytes)
+    def pages(self) -> ByteArray:
+        """The whole store, no copy."""
+        return self.view("lg_kv_pages", c.c_uint8, self.memory()["kv_bytes"])
+
+    def move_pages(self, function: str, page_ids: Sequence[int], data_NB: ByteArray) -> None:
+        ids = np.ascontiguousarray(page_ids, np.int32)
+        self._context.library[function](self.pointer, ids.ctypes.data, len(ids), data_NB.ctypes.data)
 
     def choose(self, choice: Any, token: Any) -> None:
         self._context.library["lg_choose"](self._context.pointer, choice, token)

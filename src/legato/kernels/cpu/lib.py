@@ -217,6 +217,8 @@ _FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("lg_program_free", None, (c.c_void_p,)),
     ("lg_program_memory_use", None, (c.c_void_p, c.POINTER(ProgramMemoryStruct))),
     ("lg_kv_pages", c.c_void_p, (c.c_void_p,)),
+    ("lg_kv_read", _STATUS, (c.c_void_p, c.c_void_p, c.c_int64, c.c_void_p)),
+    ("lg_kv_write", _STATUS, (c.c_void_p, c.c_void_p, c.c_int64, c.c_void_p)),
     ("lg_step", _STATUS, (c.c_void_p, c.POINTER(BatchStruct))),
     ("lg_logits", c.c_void_p, (c.c_void_p,)),
     ("lg_argmax", c.c_void_p, (c.c_void_p,)),
