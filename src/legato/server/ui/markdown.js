@@ -254,24 +254,32 @@ function emphasisAt(text, i, depth, missing) {
   return null;
 }
 
+/** The span from a fence at `i` to the run of the same mark that closes it; runs that open another are counted. */
 function between(text, i, fence, type, depth, missing) {
   const begin = i + fence.length;
   if (/\s/.test(text[begin] ?? ' ') || missing.has(fence)) return null;
-  for (let at = begin + 1, tries = 0; tries < 64; tries += 1) {
-    const close = text.indexOf(fence, at);
-    if (close < 0) {
+  const mark = fence[0];
+  for (let at = begin + 1, inside = 0, tries = 0; tries < 64; tries += 1) {
+    const run = text.indexOf(mark, at);
+    if (run < 0) {
       missing.add(fence);
       return null;
     }
-    const end = close + fence.length;
-    const right = !/\s/.test(text[close - 1]) && text[close - 1] !== '\\' && !(fence[0] === '_' && WORD.test(text[end] ?? ' '));
-    const longer = text[end] === fence[0] || (fence.length === 1 && text[close - 1] === fence);
-    if (right && !longer) {
+    at = run + 1;
+    while (text[at] === mark) at += 1;
+    const length = at - run;
+    const [before, after] = [text[run - 1], text[at] ?? ' '];
+    if (before === '\\') continue;
+    if (/\s/.test(before) || (mark === '_' && WORD.test(after))) {
+      if (!/\s/.test(after)) inside += length;
+    } else if (length >= inside + fence.length && (length < 3 || inside || fence.length === 3)) {
+      const close = run + inside;
       const children = spans(text.slice(begin, close), depth + 1);
-      return { node: type === 'both' ? { type: 'strong', children: [{ type: 'emphasis', children }] } : { type, children }, end };
+      const node = type === 'both' ? { type: 'strong', children: [{ type: 'emphasis', children }] } : { type, children };
+      return { node, end: close + fence.length };
+    } else {
+      inside = Math.max(0, inside - length);
     }
-    at = end;
-    while (text[at] === fence[0] && longer) at += 1;
   }
   return null;
 }
