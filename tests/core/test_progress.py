@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from page_echo import PageEcho, plain_answer
 
 from legato.core.request import Request, SamplingParams
@@ -13,7 +14,8 @@ from legato.engine import Engine
 NUM_PAGES, PAGE_SIZE, VOCAB = 64, 4, 500
 
 
-def test_two_thousand_requests_at_ten_times_the_demand_all_end() -> None:
+@pytest.mark.parametrize("count", [2000, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_thousands_of_requests_at_ten_times_the_demand_all_end(count: int) -> None:
     """40 sequences run at once that each come to 16 or so pages: 640 wanted, 64 there."""
     rng = random.Random(5)
     runner = PageEcho(NUM_PAGES, PAGE_SIZE, VOCAB)
@@ -23,12 +25,13 @@ def test_two_thousand_requests_at_ten_times_the_demand_all_end() -> None:
     requests: dict[str, Request] = {}
     told: dict[str, list[int]] = {}
     answers: dict[str, list[int]] = {}
-    while len(answers) < 2000:
-        while len(requests) < 2000 and len(requests) - len(answers) < 60:
+    while len(answers) < count:
+        while len(requests) < count and len(requests) - len(answers) < 60:
             request_id = f"r{len(requests)}"
             prompt = (*rng.choice(shared)[: rng.randint(1, 12)], rng.randrange(VOCAB))
             params = SamplingParams(max_tokens=64 - len(prompt) if rng.random() < 0.2 else rng.randint(1, 30))
-            requests[request_id] = Request(request_id, prompt, params, priority=rng.choice([0, 0, 1]))
+            priority, tenant = rng.choice([0, 0, 1]), rng.choice("abc")
+            requests[request_id] = Request(request_id, prompt, params, priority, tenant=tenant)
             engine.add(requests[request_id])
         rows = runner.num_rows
         for event in engine.step():

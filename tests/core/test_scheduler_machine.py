@@ -11,11 +11,14 @@ from legato.core.events import Event
 from legato.core.plan import Plan, SliceResult
 from legato.core.request import Request, SamplingParams
 from legato.core.sequence import FinishReason
+from legato.errors import OverloadedError
+from legato.schedule.forecast import Job
 from legato.schedule.limits import Limits
 from legato.schedule.scheduler import Scheduler
 
 VOCAB, CONTEXT = 5, 24
-LIMITS = Limits(num_pages=13, page_size=2, max_tokens=6, max_seqs=4, context_length=CONTEXT)
+MAX_WAITING = 9
+LIMITS = Limits(num_pages=13, page_size=2, max_tokens=6, max_seqs=4, context_length=CONTEXT, max_waiting=MAX_WAITING)
 
 
 class SchedulerAndCache(RuleBasedStateMachine):
@@ -51,12 +54,30 @@ class SchedulerAndCache(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         salt=st.sampled_from(["", "", "x"]),
         temperature=st.sampled_from([0.0, 1.0]),
+        tenant=st.sampled_from(["", "", "a", "b"]),
+        deadline_ms=st.sampled_from([None, None, None, 500.0, 4000.0]),
     )
-    def add(self, ids: list[int], max_tokens: int | None, n: int, priority: int, salt: str, temperature: float) -> None:
+    def add(
+        self,
+        ids: list[int],
+        max_tokens: int | None,
+        n: int,
+        priority: int,
+        salt: str,
+        temperature: float,
+        tenant: str,
+        deadline_ms: float | None,
+    ) -> None:
         params = SamplingParams(max_tokens=max_tokens, n=n, temperature=temperature)
-        request = Request(f"r{len(self.requests)}", tuple(ids), params, priority=priority, salt=salt)
-        self.requests[request.request_id] = request
-        assert len(self.scheduler.add(request, self.now)) == n
+        request = Request(f"r{len(self.requests)}", tuple(ids), params, priority, salt, tenant, deadline_ms)
+        before = self.scheduler.num_running + self.scheduler.num_waiting
+        try:
+            assert len(self.scheduler.add(request, self.now)) == n
+            self.requests[request.request_id] = request
+        except OverloadedError as error:
+            assert error.retry_after_s > 0
+            assert deadline_ms is not None or before >= LIMITS.max_running + MAX_WAITING
+            assert self.scheduler.num_running + self.scheduler.num_waiting == before
 
     @precondition(lambda self: self.plan is None)
     @rule()
@@ -83,6 +104,23 @@ class SchedulerAndCache(RuleBasedStateMachine):
         assert self.plan is not None
         self.scheduler.abandon(self.plan)
         self.plan = None
+
+    @rule(seconds=st.floats(0.0, 5.0))
+    def tick(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(prompt=st.integers(1, 30), answer=st.integers(1, 30), priority=st.integers(-1, 1))
+    def ask_how_long(self, prompt: int, answer: int, priority: int) -> None:
+        said = self.scheduler.forecast(Job(prompt, answer), priority)
+        assert said.queue_s >= 0 and said.prefill_s > 0 and said.decode_s >= 0
+
+    @invariant()
+    def promises_are_to_those_who_are_here(self) -> None:
+        tenants, live = self.scheduler.tenants, [seq for seqs in self.scheduler._live.values() for seq in seqs]
+        names = {seq.request.tenant for seq in live}
+        assert len(tenants) == len(names)
+        owed = sum(tenants.claimed(name) - tenants.service(name) for name in names)
+        assert owed == sum(self.scheduler._owed.values())
 
     @precondition(lambda self: self.plan is None)
     @rule(right=st.booleans(), k=st.integers(1, 5))
@@ -120,6 +158,9 @@ class SchedulerAndCache(RuleBasedStateMachine):
             ids, natural = self.right(self.requests[request_id], index)
             told = self.told[request_id, index]
             assert told == ids[: len(told)]
+            if reason is FinishReason.DEADLINE:
+                assert self.requests[request_id].deadline_ms is not None
+                continue
             assert reason in (FinishReason.ABORT, FinishReason.ERROR) or (reason, told) == (natural, ids)
 
 

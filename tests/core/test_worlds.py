@@ -26,3 +26,6 @@ def test_the_worlds_reach_what_they_are_for(caplog: pytest.LogCaptureFixture) ->
     assert sum(0 < s.total.accepted_tokens < s.total.draft_tokens for s in stats) >= 5
     assert sum(not world.use_cache for world in worlds) >= 3
     assert sum(len(world.requests) for world in worlds) >= 150
+    assert sum(s.num_expired > 0 for s in stats) >= 5, "deadlines pass"
+    assert sum(world.num_refused > 0 for world in worlds) >= 5, "the door is closed now and then"
+    assert sum(not world.engine.scheduler.continuous for world in worlds) >= 3

@@ -20,7 +20,8 @@ from legato.core.plan import Plan, TokenLogprobs
 from legato.core.request import Request, SamplingParams
 from legato.core.sequence import FinishReason, Sequence
 from legato.engine import Engine
-from legato.errors import CapacityError
+from legato.errors import CapacityError, OverloadedError
+from legato.measure.step_time import StepCost
 
 MAX_STEPS = 20_000
 
@@ -70,6 +71,8 @@ class World:
             self.runner, num_pages=self.num_pages, page_size=self.page_size, max_tokens=self.max_tokens,
             max_seqs=self.max_seqs, context_length=self.context, vocab_size=self.vocab, eos_ids=self.eos,
             clock=self.clock, use_cache=self.use_cache, proposer=proposer, budget=budget,
+            itl_slo_ms=rng.choice([None, None, 1, 8, 50]), max_waiting=rng.choice([None, None, None, 0, 2]),
+            continuous=rng.random() < 0.85, step_cost=StepCost(rng.choice([1e-5, 1e-3, 6e-3]), 1e-4, 4e-4),
         )  # fmt: skip
         self.families = [self.some_ids(rng.randint(1, 30)) for _ in range(rng.randint(1, 3))]
         self.abort_rate, self.fault_rate = rng.choice([0, 0, 0, 0.02, 0.2]), rng.choice([0, 0, 0, 0.005])
@@ -79,7 +82,7 @@ class World:
         self.disturbed: set[tuple[str, int]] = set()
         self.answers: dict[tuple[str, int], tuple[list[int], FinishReason, list[TokenLogprobs]]] = {}
         self.runner.during, self.runner.spoil = self.during, self.spoil
-        self.num_raised = 0
+        self.num_raised = self.num_refused = 0
 
     # -- what chance decides --------------------------------------------------------------------------------------
 
@@ -169,7 +172,8 @@ class World:
         self.to_come -= 1
         prompt = tuple(self.some_prompt() or [0])
         priority, salt = rng.choice([0, 0, 0, -1, 2]), rng.choice(["", "", "b"])
-        request = Request(request_id, prompt, self.some_params(), priority, salt)
+        tenant, deadline_ms = rng.choice(["", "", "a", "b"]), rng.choice([None] * 9 + [3, 30, 300])
+        request = Request(request_id, prompt, self.some_params(), priority, salt, tenant, deadline_ms)
         fits = self.max_length(request) is not None
         try:
             self.engine.add(request)
@@ -179,6 +183,11 @@ class World:
         except CapacityError as error:
             assert not fits, error
             assert str(error.needed) in str(error) and str(error.available) in str(error)
+        except OverloadedError as error:
+            scheduler = self.engine.scheduler
+            full = scheduler.limits.max_waiting is not None and scheduler.num_waiting >= scheduler.limits.max_waiting
+            assert fits and (full or deadline_ms is not None) and 0 < error.retry_after_s < 1e6
+            self.num_refused += 1
 
     def hear(self, event: Event) -> None:
         told = self.told[event.request_id, event.index]
@@ -199,6 +208,21 @@ class World:
         kv = engine.stats().kv
         assert kv.free + kv.cached + kv.in_use == kv.total == self.num_pages
         assert runner.num_rows - rows_before <= self.max_tokens, "more rows than a step may carry"
+        scheduler = engine.scheduler
+        for request_id, seqs in scheduler._live.items():
+            deadline_ms = self.requests[request_id].deadline_ms
+            arrived = seqs[0].marks["arrived"]
+            assert deadline_ms is None or self.now - arrived < deadline_ms / 1000 + 0.02, "past its deadline"
+        report = scheduler.by_tenant()
+        assert sum(r.num_running for r in report.values()) == scheduler.num_running
+        assert sum(r.num_waiting for r in report.values()) == scheduler.num_waiting
+        owed = {seq.seq_id for seqs in scheduler._live.values() for seq in seqs} & scheduler._owed.keys()
+        assert owed == scheduler._owed.keys(), "a promise to one who has left"
+        promised = sum(scheduler.tenants.claimed(t) - scheduler.tenants.service(t) for t in report)
+        assert promised == sum(scheduler._owed.values()) and len(scheduler.tenants) == len(report)
+
+    def next_deadline(self) -> float:
+        return min((when for when, _, seq in self.engine.scheduler._deadlines if not seq.finished), default=1e18)
 
     def check_answers(self) -> None:
         for (request_id, index), told in self.told.items():
@@ -206,8 +230,11 @@ class World:
             ids, reason, prompt = self.expected(request, index)
             assert len(told.finish) == 1, f"{request_id}/{index} finished {len(told.finish)} times"
             if (request_id, index) in self.disturbed and told.finish != [reason]:
-                assert told.finish[0] in (FinishReason.ABORT, FinishReason.ERROR)
+                assert told.finish[0] in (FinishReason.ABORT, FinishReason.ERROR, FinishReason.DEADLINE)
                 assert told.token_ids == ids[: len(told.token_ids)]
+                continue
+            if told.finish == [FinishReason.DEADLINE]:
+                assert request.deadline_ms is not None and told.token_ids == ids[: len(told.token_ids)]
                 continue
             assert (told.token_ids, told.finish) == (ids, [reason]), f"{request_id}/{index}: {request}"
             if request.params.logprobs is not None:
@@ -224,11 +251,13 @@ class World:
                 self.abort_one()
             if not self.engine.has_work and not self.to_come:
                 break
+            late = self.next_deadline()
             busy = self.engine.scheduler.num_running + self.engine.scheduler.num_waiting
             rows = self.runner.num_rows
             for event in self.engine.step():
                 self.hear(event)
-            assert self.runner.num_rows > rows or not busy, "a step without progress"
+            moved = self.runner.num_rows > rows or late <= self.now
+            assert moved or not busy, "a step without progress"
             self.check_step(rows)
         else:
             raise AssertionError("the world does not end")
