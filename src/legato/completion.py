@@ -5,6 +5,7 @@ Knows: the fields that callers and `--json` read. Does not know: how answers com
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -100,6 +101,29 @@ class CacheMiss:
     evicted_s: float | None = None
     evicted_by: str | None = None
 
+    @property
+    def sentence(self) -> str:
+        """For a person: `the text differs from token 41 on: "...capital of" goes on with " Spain", not " France"`."""
+        here, there = json.dumps(self.text, ensure_ascii=False), json.dumps(self.other_text, ensure_ascii=False)
+        place = f"{json.dumps('...' + self.before, ensure_ascii=False)} goes on with {here}, not {there}"
+        match self.cause:
+            case MissCause.TEXT:
+                return f"the text differs from token {self.index} on: {place}"
+            case MissCause.TEMPLATE:
+                return f"the chat template differs from token {self.index} on: {place}"
+            case MissCause.SHORT:
+                return f"{self.index - self.matched_tokens} more tokens are shared, too few to fill a page"
+            case MissCause.EVICTED:
+                when = "" if self.evicted_s is None else f" {self.evicted_s:.1f} s before"
+                whom = f" to make room for {self.evicted_by}" if self.evicted_by else ""
+                return f"tokens {self.matched_tokens} to {self.index} had been computed, and were evicted{when}{whom}"
+            case MissCause.SALT:
+                return "the same beginning was computed under another salt, and salts share nothing"
+            case MissCause.LOGPROBS:
+                return "log-probabilities of the prompt were asked for, so all of it is computed"
+            case MissCause.NEW:
+                return f"nothing had been computed from token {self.matched_tokens} on"
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -181,7 +205,7 @@ class Completion:
         shown["timings"] = {name: _rounded(value) for name, value in asdict(self.timings).items()}
         shown["cache"] = {
             "cached_tokens": self.timings.cached_tokens,
-            "miss": None if self.miss is None else asdict(self.miss),
+            "miss": None if self.miss is None else {**asdict(self.miss), "sentence": self.miss.sentence},
         }
         shown["receipt"] = asdict(self.receipt)
         if self.params is not None:

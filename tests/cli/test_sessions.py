@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from legato import LLM, Completion, SamplingParams
+from legato.completion import CacheMiss
 from legato.core.miss import MissCause
 from legato.core.request import Request
 from legato.core.sequence import Sequence
@@ -220,6 +221,16 @@ def test_a_completion_says_why_its_prompt_missed(opened: Callable[..., LLM]) -> 
         MissCause.TEXT, place, "c", "f",
     )  # fmt: skip
     assert other.miss.matched_tokens == place // 16 * 16 and other.miss.before == "k brown "[-8:]
+
+
+@pytest.mark.parametrize("cause", MissCause)
+def test_every_cause_has_a_sentence(cause: MissCause) -> None:
+    sentence = CacheMiss(cause, 16, 20, "k brown ", "c", "f\n", 2.04, "r7").sentence
+    assert "\n" not in sentence and not sentence.endswith(".")
+    if cause is MissCause.TEXT:
+        assert sentence == 'the text differs from token 20 on: "...k brown " goes on with "c", not "f\\n"'
+    if cause is MissCause.EVICTED:
+        assert sentence == "tokens 16 to 20 had been computed, and were evicted 2.0 s before to make room for r7"
 
 
 def test_a_control_token_at_the_place_means_the_template(opened: Callable[..., LLM]) -> None:

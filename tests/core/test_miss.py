@@ -88,6 +88,15 @@ def test_what_was_evicted_says_when_and_for_whom() -> None:
     assert why(sched, TEXT) is None, "computed again, it is no longer gone"
 
 
+def test_what_is_gone_behind_a_page_computed_again_is_still_known() -> None:
+    sched = after(TEXT, num_pages=5)
+    usage_of(sched, ask("greedy", 17, max_tokens=2))
+    usage_of(sched, ask("first page only", TEXT[:5], max_tokens=1))
+    missed = why(sched, TEXT)
+    assert missed is not None
+    assert (missed.cause, missed.matched, missed.index) == (MissCause.EVICTED, 4, 12)
+
+
 def test_another_salt_is_named_without_a_word_of_its_content() -> None:
     missed = why(after(TEXT), TEXT, salt="other")
     assert missed == Miss(MissCause.SALT, 0, 0, TEXT[0])
