@@ -52,13 +52,13 @@ def command(**options: Any) -> int:
         with terminal.bar(patience=0) as fetching, terminal.bar() as loading:
             parts = assemble(config, fetching, loading)
         name = serve_config.served_name or model_name(config, parts.source)
-        return parts, Model.of(parts, name, wall_of(parts))
+        return parts, Model.of(parts, name)
 
     def announce(parts: Assembly, model: Model, url: str) -> None:
         for line in banner(parts, model, serve_config, url):
             terminal.say(line)
 
-    return lifecycle.serve(serve_config, load, announce)
+    return lifecycle.serve(serve_config, load, announce, wall_of)
 
 
 def wall_of(parts: Assembly) -> Wall:
@@ -78,13 +78,12 @@ def banner(parts: Assembly, model: Model, serve: ServeConfig, url: str) -> list[
     """What a person needs to begin, in at most 12 lines."""
     body = json.dumps({"model": model.name, "messages": [{"role": "user", "content": "Hello"}], "stream": True})
     key = " -H 'authorization: Bearer KEY'" if serve.api_keys else ""
-    wall = "" if model.wall is None else f", memory read at {model.wall.read_gb_s:.1f} GB/s"
     queue = 4 * model.max_seqs if serve.queue is None else serve.queue
     lines = [
         f"legato serves {model.name} at {url}",
         f"  model     {parts.source.path.name}, context {model.context_length:,}",
         f"  memory    {parts.capacity} ({model.kv})",
-        f"  machine   {model.isa}, {model.threads} threads{wall}",
+        f"  machine   {model.isa}, {model.threads} threads",
         f"  answers   {model.max_seqs} at once, {queue} waiting",
         f"  keys      {len(serve.api_keys)}" if serve.api_keys else "  keys      none: whoever reaches this may ask",
         f"  try       curl {url}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'",

@@ -37,19 +37,21 @@ from legato.server.problems import Problem
 from legato.server.protocols import anthropic, ollama, openai, responses, tokens
 from legato.server.protocols.openai.words import error_body
 from legato.server.routes import Route, RouteTable
-from legato.server.service import Model, Service, State
+from legato.server.service import Model, Service, State, Wall
 from legato.server.traces import Traces
 
 log = logging.getLogger(__name__)
 
 PORTS_TRIED = 20
 TICK_S = 0.25
+QUIET_S = 0.25  # from ready until the machine is measured, if nobody asks meanwhile
 SWITCH_S = (
     0.0005  # how long one thread may keep the interpreter when the other wants it; Python's own is ten times that
 )
 
 Load = Callable[[], tuple[Assembly, Model]]
 Announce = Callable[[Assembly, Model, str], None]
+Measure = Callable[[Assembly], Wall]
 
 
 def all_routes(service: Service) -> list[Route]:
@@ -119,12 +121,14 @@ class Server:
         load: Load,
         announce: Announce,
         limits: ServerLimits | None = None,
+        measure: Measure | None = None,
     ) -> None:
         self._serve, self._load, self._announce = serve, load, announce
         self.limits = replace(limits or ServerLimits(), queue=serve.queue, drain_s=serve.drain_s)
         self.service: Service
         self.routes: RouteTable
         self._model: Model
+        self._measure = measure
         self._stops = 0
         self._traces: Traces | None = None
         self._stopping: asyncio.Event
@@ -154,7 +158,7 @@ class Server:
             if parts is not None:
                 service.ready(self._model)
                 self._announce(parts, self._model, url_of(sock))
-                first = asyncio.create_task(_render_once(service))
+                first = asyncio.create_task(self._settle(parts))
             await self._stopping.wait()
             await self._drain()
         finally:
@@ -199,6 +203,16 @@ class Server:
         finally:
             stopping.cancel()
         return loading.result() if loading.done() else None
+
+    async def _settle(self, parts: Assembly) -> None:
+        """What need not be there before the first request: a compiled template, the machine's wall."""
+        await _render_once(self.service)
+        if self._measure is not None:
+            await asyncio.sleep(QUIET_S)
+            while self.service.num_in_flight:
+                await asyncio.sleep(QUIET_S)
+            measure = self._measure
+            self.service.measured(await asyncio.to_thread(measure, parts))
 
     async def _drain(self) -> None:
         """Waits for answers in flight; what is left at the end is told so, in its own words."""
@@ -258,13 +272,13 @@ def _http_config(app: App, config: Callable[..., Any]) -> Any:
     )
 
 
-def serve(serve_config: ServeConfig, load: Load, announce: Announce) -> int:
+def serve(serve_config: ServeConfig, load: Load, announce: Announce, measure: Measure) -> int:
     """Binds, loads, serves, drains; returns the exit code. Raises a `LegatoError` for what stands in the way."""
     check_exposure(serve_config)
     with bind(serve_config) as sock:
         sys.setswitchinterval(SWITCH_S)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(Server(serve_config, load, announce).run(sock))
+            return runner.run(Server(serve_config, load, announce, measure=measure).run(sock))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

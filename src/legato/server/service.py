@@ -243,6 +243,10 @@ class Service:
     def ready(self, model: Model) -> None:
         self._model, self.state = model, State.READY
 
+    def measured(self, wall: Wall) -> None:
+        """What bounds the model's steps is known from now on."""
+        self._model = replace(self.model, wall=wall)
+
     @property
     def num_places(self) -> int:
         """Answers that may be in flight: running, and waiting for their turn."""
