@@ -27,36 +27,40 @@ def accept(piece: Slice, result: SliceResult, eos_ids: Set[int]) -> Event:
     """
     seq = piece.seq
     event = Event(seq.request.request_id, seq.seq_id, seq.index)
-    at_end = piece.end == seq.num_tokens
+    end, drafts = piece.start + piece.length, seq.draft_ids
+    at_end = end == len(seq.token_ids) + len(drafts)
     if result.error is not None or (at_end and not result.token_ids):
         event.finish_reason = FinishReason.ERROR
         event.error = result.error or "the step brought no token for this sequence"
         return event
-    seq.num_computed_tokens = piece.end
+    seq.num_computed_tokens = end
     if result.prompt_logprobs:
         event.prompt_logprobs = result.prompt_logprobs
         seq.num_prompt_logprobs += len(result.prompt_logprobs)
     if at_end:
-        seq.num_computed_tokens -= len(seq.draft_ids) - (len(result.token_ids) - 1)
-        seq.draft_ids = []
+        if drafts:
+            seq.num_computed_tokens -= len(seq.draft_ids) - (len(result.token_ids) - 1)
+            seq.draft_ids = []
         _append(seq, event, result, eos_ids)
     return event
 
 
 def _append(seq: Sequence, event: Event, result: SliceResult, eos_ids: Set[int]) -> None:
     """Appends until a token ends the answer; what was accepted past the end is dropped."""
-    taken = 0
+    taken, stop_ids, token_ids = 0, seq.request.params.stop_token_ids, seq.token_ids
     for token_id in result.token_ids:
-        stops = is_stop(seq, token_id, eos_ids) or (result.complete and token_id in eos_ids)
-        seq.token_ids.append(token_id)
+        stops = False
+        if token_id in eos_ids or token_id in stop_ids:
+            stops = is_stop(seq, token_id, eos_ids) or (result.complete and token_id in eos_ids)
+        token_ids.append(token_id)
         taken += 1
         if stops:
             event.finish_reason, event.stop_token_id = FinishReason.STOP, token_id
             break
-        if len(seq.token_ids) >= seq.max_length:
+        if len(token_ids) >= seq.max_length:
             event.finish_reason = FinishReason.LENGTH
             break
-    event.token_ids = result.token_ids[:taken]
+    event.token_ids = result.token_ids if taken == len(result.token_ids) else result.token_ids[:taken]
     if result.logprobs is not None:
         event.logprobs = result.logprobs[:taken]
-    seq.num_computed_tokens = min(seq.num_computed_tokens, len(seq.token_ids))
+    seq.num_computed_tokens = min(seq.num_computed_tokens, len(token_ids))

@@ -74,10 +74,10 @@ class _Draft:
         start = seq.num_computed_tokens
         end = start + length
         first = seq.first_logit_row
-        num_logits = 0 if end <= first else end - max(start, first)
+        piece = Slice(seq, start, length, 0 if end <= first else end - max(start, first))
         planned = self.slices.get(seq.seq_id)
+        self.slices[seq.seq_id] = piece
         self.left += (planned.length if planned else 0) - length
-        piece = self.slices[seq.seq_id] = Slice(seq, start, length, num_logits)
         if self.load is not None:
             self.load.add(piece)
 
@@ -161,6 +161,11 @@ class Scheduler:
             if seq.num_computed_tokens == len(seq.token_ids) - 1 and len(seq.token_ids) + 1 < seq.max_length
         ]
 
+    @property
+    def unstarted(self) -> list[str]:
+        """Requests none of whose sequences has been admitted yet."""
+        return [name for name, seqs in self._live.items() if not any("scheduled" in seq.marks for seq in seqs)]
+
     def by_tenant(self) -> dict[str, TenantReport]:
         """Everybody who has unfinished sequences."""
         running = Counter(seq.request.tenant for seq in self._running.values())
@@ -235,15 +240,10 @@ class Scheduler:
             if seq.num_computed_tokens == len(seq.token_ids) - 1 and seq.seq_id in self._running:
                 self._plan_rows(draft, seq, 1)
         self._plan_drafts(draft)
-        if self._waiting or len(draft.slices) < len(self._running):
+        places = self.limits.max_running - len(self._running)
+        if len(draft.slices) < len(self._running) or (places > 0 and self._waiting):
             self._budget.begin(draft.weigh())
-            for seq in sorted((seq for seq in order if seq.seq_id not in draft.slices), key=self._rank):
-                if self.num_preemptions == preempted:
-                    self._admit(draft, now, self._rank(seq))
-                if seq.seq_id in self._running:
-                    self._plan_rows(draft, seq, self._chunk(draft, seq))
-            if self.num_preemptions == preempted:
-                self._admit(draft, now)
+            self._plan_prompts(draft, [seq for seq in order if seq.seq_id not in draft.slices], preempted, now)
         self._flying = Plan(tuple(draft.slices.values()))
         return self._flying
 
@@ -275,6 +275,14 @@ class Scheduler:
         """`length` rows of a running sequence, unless it has to give way for its own pages."""
         if length > 0 and self._make_room(draft, seq, seq.num_computed_tokens + length):
             draft.add(seq, length)
+
+    def _plan_prompts(self, draft: _Draft, prompts: list[Sequence], preempted: int, now: float) -> None:
+        """Rows of those with more than one to go, running or waiting, by rank; nobody enters after a preemption."""
+        for seq in [*sorted(prompts, key=self._rank), None]:
+            if self.num_preemptions == preempted:
+                self._admit(draft, now, None if seq is None else self._rank(seq))
+            if seq is not None and seq.seq_id in self._running:
+                self._plan_rows(draft, seq, self._chunk(draft, seq))
 
     def _plan_drafts(self, draft: _Draft) -> None:
         """Guesses of the streams planned so far, as rows and pages allow; nobody waits or gives way for a guess."""
@@ -399,7 +407,8 @@ class Scheduler:
             seq.marks.setdefault("first_token", now)
             if not self._use_cache:
                 seq.num_computed_tokens = 0
-        self._serve(seq, len(event.token_ids))
+        if event.token_ids or seq.seq_id in self._owed:
+            self._serve(seq, len(event.token_ids))
         self._unpark(seq)
         if event.finish_reason is not None:
             self._finish(seq, event, now)
