@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from legato.completion import Delta
-from legato.core.request import GrammarKind
+from legato.core.request import GrammarKind, SamplingParams
 from legato.errors import RequestError
 from legato.server.ask import Ask, Chat
 from legato.text.grammar_schema import compilable
@@ -33,9 +33,37 @@ class Thought:
 Part = Thought | Content | CallBegun | CallArguments
 
 
-def with_tools(ask: Ask, template: str | None, tokenizer: Tokenizer) -> Ask:
+def prepared(ask: Ask, template: str | None, tokenizer: Tokenizer, admit: Callable[[SamplingParams], None]) -> Ask:
+    """The request with its tools told to the model, and its grammar compiled.
+
+    Where calls are free and promise nothing, parameters that no grammar can hold are no reason to refuse: then
+    arguments are only made sure to be an object.
+    """
+    use = ask.tools
+    lenient = use is not None and not use.forced and not any(tool.strict for tool in use.tools)
+    try:
+        return _admitted(with_tools(ask, template, tokenizer), admit)
+    except RequestError as refusal:
+        if not lenient or ask.params.grammar is not None or not refusal.field.startswith("tools"):
+            raise
+    return _admitted(with_tools(ask, template, tokenizer, loose=True), admit)
+
+
+def _admitted(ask: Ask, admit: Callable[[SamplingParams], None]) -> Ask:
+    try:
+        admit(ask.params)
+    except RequestError as error:
+        if error.field != "grammar":
+            raise
+        name = ask.grammar_field or ("tools" if ask.tools is not None else "grammar")
+        raise RequestError(name, error.value, error.allowed, error.fix) from None
+    return ask
+
+
+def with_tools(ask: Ask, template: str | None, tokenizer: Tokenizer, *, loose: bool = False) -> Ask:
     """The request with its tools told to the model, and the grammar that keeps calls right.
 
+    loose  arguments need only be objects
     Raises `RequestError` for tools that the template has no known form for, or whose schemas cannot be promised.
     """
     use = ask.tools
@@ -52,7 +80,13 @@ def with_tools(ask: Ask, template: str | None, tokenizer: Tokenizer) -> Ask:
         return ids[0] if len(ids) == 1 and tokenizer.is_special(ids[0]) else None
 
     made = calls_grammar(
-        form, use.tools, forced=use.forced, parallel=use.parallel, control=control, answer=_unstyled(answer)
+        form,
+        use.tools,
+        forced=use.forced,
+        parallel=use.parallel,
+        control=control,
+        answer=_unstyled(answer),
+        loose=loose,
     )
     prompts = []
     for prompt in ask.prompts:

@@ -35,6 +35,7 @@ _NOTES = frozenset(
     {"title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly"}
     | {"$comment", "$schema", "$id", "discriminator", "contentEncoding", "contentMediaType", "propertyOrdering"}
 )
+_WORDS = _NOTES - {"$schema", "$id"}
 FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
 _OLD_DRAFT = re.compile(r"draft-0[4-7]|draft/2019-09")
 
@@ -69,6 +70,22 @@ def choice(options: list[str]) -> Grammar:
     if not options or not all(isinstance(option, str) and option for option in options):
         raise RequestError("choice", options, "a list of at least one text that is not empty")
     return Grammar(GrammarKind.LARK, "start: " + " | ".join(lark_string(option) for option in options))
+
+
+def without_notes(schema: Any) -> Any:
+    """The schema without what is written in it for people: it allows the same, in fewer words."""
+    if not isinstance(schema, dict):
+        return schema
+    out: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _WORDS:
+            continue
+        if key in _NAMED and isinstance(value, dict):
+            value = {name: without_notes(item) for name, item in value.items()}
+        elif key in _ONE | _LISTED:
+            value = [without_notes(item) for item in value] if isinstance(value, list) else without_notes(value)
+        out[key] = value
+    return out
 
 
 def lark_string(text: str) -> str:

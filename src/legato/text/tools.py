@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from legato.core.request import Grammar, GrammarKind
+from legato.core.request import MAX_GRAMMAR, Grammar, GrammarKind
 from legato.errors import RequestError
-from legato.text.grammar_schema import compilable, lark_string
+from legato.text.grammar_schema import compilable, lark_string, without_notes
 
 MAX_TOOLS = 128
 MAX_CALLS = 16
@@ -205,6 +205,7 @@ def calls_grammar(
     parallel: bool,
     control: Callable[[str], int | None],
     answer: str | None = None,
+    loose: bool = False,
 ) -> Grammar | None:
     """The grammar of an answer that calls `tools`; None where calls can only be read, not foreseen.
 
@@ -212,6 +213,7 @@ def calls_grammar(
     parallel  several calls are allowed
     control   the id of a text that is a control token of the vocabulary
     answer    the JSON schema of an answer that calls nothing, where it must match one
+    loose     arguments of tools that are not `strict` need only be an object
     Raises `RequestError` when a schema cannot be promised (without `forced`, only if the tool is `strict`).
     """
     if form.bare and not forced and answer is None:
@@ -221,7 +223,9 @@ def calls_grammar(
                     "tools", tool.name, "strict only when a call is required, with this model's template"
                 )
         return None
-    rules = [f"call_{i}: {_call(form, tool, forced, control)}" for i, tool in enumerate(tools)]
+    rules = [
+        f"call_{i}: {_call(form, tool, forced, control, loose and not tool.strict)}" for i, tool in enumerate(tools)
+    ]
     rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(tools))))
     opener, closer = _literal(form.opener, control), _literal(form.closer, control)
     pad = lark_string(form.inline) if form.inline else ""
@@ -239,7 +243,7 @@ def calls_grammar(
         again = more
     if forced or answer is not None:
         start = forced_start if forced else f"{forced_start} | %json {answer}"
-        return Grammar(GrammarKind.LARK, "\n".join([f"start: {start}", *rules]))
+        return _lark([f"start: {start}", *rules])
     rules += [f"body: {body}", "rest: /(?s:.*)/"]
     if control(form.opener) is None:
         rules.append(f"text[lazy]: /(?s:.*){re.escape(form.opener).replace('/', chr(92) + '/')}/")
@@ -247,7 +251,14 @@ def calls_grammar(
     else:
         text = f"rest {opener}"
     start = f"(({text}) body)* rest" if again else f"rest | ({text}) body"
-    return Grammar(GrammarKind.LARK, "\n".join([f"start: {start}", *rules]))
+    return _lark([f"start: {start}", *rules])
+
+
+def _lark(rules: Sequence[str]) -> Grammar:
+    text = "\n".join(rules)
+    if len(text) > MAX_GRAMMAR:
+        raise RequestError("tools", f"{len(text)} characters", f"parameters of at most {MAX_GRAMMAR} characters in all")
+    return Grammar(GrammarKind.LARK, text)
 
 
 def _repeated(rule: str, most: int) -> str:
@@ -261,9 +272,9 @@ def _literal(text: str, control: Callable[[str], int | None]) -> str:
     return lark_string(text) if token_id is None else f"<[{token_id}]>"
 
 
-def _call(form: ToolForm, tool: Tool, forced: bool, control: Callable[[str], int | None]) -> str:
+def _call(form: ToolForm, tool: Tool, forced: bool, control: Callable[[str], int | None], loose: bool) -> str:
     """One call as Lark. Without `forced`, a schema that cannot be promised only has to be an object."""
-    schema: Mapping[str, Any] = tool.parameters
+    schema: Mapping[str, Any] = {"type": "object"} if loose else without_notes(tool.parameters)
     try:
         compilable(Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema)))
     except RequestError as error:
