@@ -304,6 +304,34 @@ def test_a_full_queue_says_when_to_come_back(alphabet: Path) -> None:
         assert live.post("/v1/completions", {"prompt": [3], "max_tokens": 1}).status == 200
 
 
+def test_nobody_waits_in_the_queue_for_ever(alphabet: Path) -> None:
+    with running(echo_assembly(alphabet, max_seqs=1, pace=0.01), limits=ServerLimits(queue_s=0.5)) as live:
+        long = {"prompt": [3, 4], "max_tokens": 390, "ignore_eos": True}
+        with live.open(long):
+            live.wait(lambda: live.parts.engine.scheduler.num_running == 1, 5, "running")
+            refused = live.post("/v1/completions", {"prompt": [5], "max_tokens": 1})
+            assert refused.status == 503 and refused.error["code"] == "queue_timeout"
+            assert "retry-after" in refused.headers
+            streamed = live.post("/v1/completions", {"prompt": [5], "max_tokens": 1, "stream": True})
+            assert streamed.events[-2]["error"]["code"] == "queue_timeout"
+            live.wait(lambda: live.server.service.num_in_flight == 1, 1, "they are gone, the one that runs goes on")
+
+
+def test_deadlines(alphabet: Path) -> None:
+    """Refused when it cannot be met; otherwise what there is by then is the answer."""
+    with running(echo_assembly(alphabet, pace=0.005)) as live:
+        body = {"prompt": [3, 4], "max_tokens": 390, "ignore_eos": True}
+        assert live.post("/v1/completions", body | {"max_tokens": 60}).status == 200, "steps are known now"
+        late = live.post("/v1/completions", body | {"deadline_ms": 300})
+        assert late.status == 429 and "deadline_ms=300 cannot be met" in late.error["message"]
+        assert "retry-after" in late.headers
+        cut = live.post("/v1/completions", body | {"deadline_ms": 600, "ignore_eos": False, "min_tokens": 390})
+        assert cut.status in (200, 429)
+        if cut.status == 200:
+            (choice,) = cut.json["choices"]
+            assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "deadline")
+
+
 def test_one_key_cannot_take_all_places(alphabet: Path) -> None:
     with running(echo_assembly(alphabet, max_seqs=2, pace=0.01), queue=6, api_keys=(KEY, OTHER)) as live:
         body = {"prompt": [3, 4], "max_tokens": 60, "ignore_eos": True, "n": 4}

@@ -138,9 +138,17 @@ def test_a_reader_that_takes_nothing_is_dropped(alphabet: Path) -> None:
 def test_signs_of_life_while_nothing_comes(alphabet: Path) -> None:
     with running(echo_assembly(alphabet), limits=ServerLimits(ping_s=0.2)) as live:
         gate = threading.Event()
-        live.parts.runner.during = lambda plan: gate.wait(5)  # type: ignore[attr-defined]
-        threading.Timer(1.0, gate.set).start()
-        reply = live.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "stream": True})
+        live.parts.runner.during = lambda plan: gate.wait(25)  # type: ignore[attr-defined]
+        opening = threading.Thread(
+            target=lambda: (
+                live.wait(lambda: bool(live.server.service.streams()), 20, "asked"),
+                time.sleep(1),
+                gate.set(),
+            )
+        )
+        opening.start()
+        reply = live.post(TEXT, {"prompt": [1], "stream": True})
+        opening.join()
         assert 1 <= reply.body.count(b": ping\n\n") <= 5
         assert reply.events[-1] == "[DONE]"
 

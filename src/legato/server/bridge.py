@@ -54,12 +54,14 @@ class Snapshot:
     at      the bridge's clock then
     recent  the last steps, one by one
     wait_s  how long one more request would have waited for its turn
+    unstarted  requests that are still waiting for their turn
     """
 
     at: float
     stats: EngineStats
     recent: tuple[StepRecord, ...]
     wait_s: float
+    unstarted: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +230,8 @@ class EngineThread:
     def _publish(self, engine: Engine) -> None:
         self._hang_after_s = max(self._hang_after_s, _hang_limit(engine))
         wait_s = engine.estimate().queue_s
-        self._snapshot = Snapshot(self._clock(), engine.stats(), tuple(engine.ledger.recent)[-RECENT:], wait_s)
+        recent, unstarted = tuple(engine.ledger.recent)[-RECENT:], frozenset(engine.scheduler.unstarted)
+        self._snapshot = Snapshot(self._clock(), engine.stats(), recent, wait_s, unstarted)
 
     def _deliver(self, events: list[Event]) -> None:
         assert self._receiver is not None

@@ -19,6 +19,7 @@ class ServerLimits:
     messages, prompts      of one request                                                (service)
     stop_bytes             of one stop string                                            (service)
     queue                  answers waiting beside those that run; None: 4 x max_seqs      (service)
+    queue_s                in the queue until a request is given up                      (service)
     tenant_share           of all places that one key may take while others exist        (service)
     stall_s                until a reader that takes nothing is dropped                  (exchange)
     ping_s                 of silence in a stream before a comment is sent               (service)
@@ -34,6 +35,7 @@ class ServerLimits:
     prompts: int = 64
     stop_bytes: int = 256
     queue: int | None = None
+    queue_s: float = 60.0
     tenant_share: float = 0.5
     stall_s: float = 60.0
     ping_s: float = 15.0

@@ -57,8 +57,6 @@ def readiness(service: Service) -> tuple[int, dict[str, Any]]:
             return 200, shown
         shown["state"] = "dead" if pulse.dead else "hung"
         shown["step_s"], shown["limit_s"] = round(pulse.busy_s, 3), round(pulse.hang_after_s, 3)
-    elif service.state is State.LOADING:
-        shown["progress"] = round(service.progress, 3)
     shown["status"] = "unavailable"
     return 503, shown
 

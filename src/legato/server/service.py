@@ -26,7 +26,7 @@ from legato.core.events import Event
 from legato.core.plan import TokenLogprobs
 from legato.core.request import Request, SamplingParams
 from legato.core.sequence import FinishReason
-from legato.errors import LegatoError, OverloadedError, RequestError
+from legato.errors import CapacityError, LegatoError, OverloadedError, RequestError
 from legato.server.ask import Ask, Chat, Ids, Prompt, Result, Text
 from legato.server.bridge import Bridge
 from legato.server.facts import ModelFacts, facts_of
@@ -117,7 +117,8 @@ class AnswerStream:
         self._ready: list[Delta] = []
         self._silent = False
         self._waiter: asyncio.Future[None] | None = None
-        self.idle_since = service.clock()
+        self.names = frozenset(answer.request.request_id for answer in answers)
+        self.begun = self.idle_since = service.clock()
         self.unread_since: float | None = None
         self.on_stall: Callable[[], None] = self.abort
 
@@ -216,7 +217,6 @@ class Service:
         self.loop = asyncio.get_running_loop()
         self.state = State.LOADING
         self.problem = ""
-        self.progress = 0.0
         self._model: Model | None = None
         self._streams: dict[str, tuple[AnswerStream, int]] = {}
         self._places: dict[str, int] = {}
@@ -431,7 +431,12 @@ class Service:
         """Called every second or so: silent streams say that they live, those that nobody reads are dropped."""
         now = self.clock()
         self._look()
+        snapshot = self.bridge.snapshot()
         for stream in self.streams():
+            late = now - stream.begun >= self.limits.queue_s
+            if late and snapshot is not None and stream.names <= snapshot.unstarted:
+                text = f"this request waited {self.limits.queue_s:g} s for its turn"
+                stream.fail(Problem(503, text, code="queue_timeout", retry_after_s=max(1.0, snapshot.wait_s)))
             if stream.unread_since is not None and now - stream.unread_since >= self.limits.stall_s:
                 stream.on_stall()
             elif now - stream.idle_since >= self.limits.ping_s:
@@ -466,7 +471,12 @@ def prompt_ids(model: Model, prompt: Prompt, truncate: int | None = None) -> lis
             ids = model.tokenizer.encode(prompt.text, add_special=prompt.add_special)
         case Ids():
             ids = list(prompt.ids)
-    return ids if truncate is None else ids[-truncate:]
+    if truncate is not None:
+        ids = ids[-truncate:]
+    if len(ids) >= model.context_length:  # said here, so that nobody works on millions of them
+        fix = "shorten the prompt, or use a model with a longer context"
+        raise CapacityError("prompt tokens + 1", len(ids) + 1, model.context_length, "tokens of context", fix)
+    return ids
 
 
 def _chat_ids(model: Model, prompt: Chat) -> list[int]:
