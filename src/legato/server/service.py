@@ -335,6 +335,16 @@ class Service:
 
         return await self.loop.run_in_executor(self._pool, work)
 
+    async def count(self, ask: Ask) -> int:
+        """Tokens of the first prompt, with all that `begin` would tell the model of tools."""
+        model = self.model
+
+        def work() -> int:
+            fitted = with_tools(ask, model.template.source if model.template else None, model.tokenizer)
+            return len(prompt_ids(model, fitted.prompts[0], ask.truncate))
+
+        return await self.loop.run_in_executor(self._pool, work)
+
     async def aside(self, work: Callable[[], object]) -> object:
         """Runs `work` beside the event loop."""
         return await self.loop.run_in_executor(self._pool, work)

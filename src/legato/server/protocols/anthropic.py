@@ -48,8 +48,8 @@ def routes(service: Service) -> list[Route]:
         service.check_open()
         _, ask = parse_body(body, service, counting=True)
         service.check_model(ask.model)
-        ids = await service.encode(ask.prompts)
-        await exchange.respond(200, dumps({"input_tokens": len(ids[0])}), ignored_header(ask.ignored))
+        counted = {"input_tokens": await service.count(ask)}
+        await exchange.respond(200, dumps(counted), ignored_header(ask.ignored))
 
     about = "The next message of a conversation, as Anthropic's API words it"
     counting = "How many tokens a conversation is"

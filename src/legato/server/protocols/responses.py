@@ -250,7 +250,7 @@ def _status(result: Result) -> tuple[str, str | None]:
 def _usage(prompt: int, cached: int, output: int, thought: int = 0) -> dict[str, Any]:
     return {
         "input_tokens": prompt,
-        "input_tokens_details": {"cached_tokens": cached},
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
         "output_tokens": output,
         "output_tokens_details": {"reasoning_tokens": thought},
         "total_tokens": prompt + output,
