@@ -1,4 +1,4 @@
-"""The page's files: what they are, how they are sent, what they do not contain, and what its Markdown makes of texts."""
+"""The page's files: how they are sent, what they do not contain, and what its Markdown makes of texts."""
 
 from __future__ import annotations
 
@@ -186,8 +186,18 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("theme", [0, 1])
 @pytest.mark.parametrize(
     ("front", "back"),
-    [("ink", "paper"), ("ink", "panel"), ("soft", "paper"), ("soft", "panel"), ("accent", "paper"), ("bad", "raised")]
-    + [("on-accent", "accent"), ("accent", "raised"), ("soft", "raised"), ("ink", "faint")],
+    [
+        ("ink", "paper"),
+        ("ink", "panel"),
+        ("soft", "paper"),
+        ("soft", "panel"),
+        ("accent", "paper"),
+        ("bad", "raised"),
+        ("on-accent", "accent"),
+        ("accent", "raised"),
+        ("soft", "raised"),
+        ("ink", "faint"),
+    ],
 )
 def test_text_can_be_read_in_both_themes(theme: int, front: str, back: str) -> None:
     """Contrast of at least 4.5 to 1, WCAG's AA for text."""
@@ -252,6 +262,8 @@ SAMPLES: list[tuple[str, list[str]]] = [
 def test_markdown_becomes_the_blocks_that_it_means() -> None:
     for (text, kinds), tree in zip(SAMPLES, trees([text for text, _ in SAMPLES]), strict=True):
         assert [block["type"] for block in tree] == kinds, text
+    nested = trees(["1. a\n2. b\n   - c\n   - d\nlazy\n3. e"])[0]
+    assert [len(nested), len(nested[0]["items"]), len(nested[0]["items"][1][1]["items"])] == [1, 3, 2]
     code, lists, table = trees([SAMPLES[2][0], SAMPLES[5][0], SAMPLES[9][0]])
     assert code[0]["text"] == "x = 1\n\n# no heading" and code[0]["language"] == "python"
     assert [b["type"] for b in lists[0]["items"][1]] == ["paragraph", "list"] and lists[1]["ordered"]
@@ -362,7 +374,7 @@ def test_tokens_are_placed_and_timed() -> None:
         usage: {{ prompt_tokens: 7, completion_tokens: n }}, ...(at_ms ? {{ timings: {{ at_ms }} }} : {{}}) }} }});
       chunk('', 0); chunk('a', 1, 50); chunk('b', 2, 60); chunk('cd', 4, 90);
       coming.take({{ at: 0, data: {{ choices: [{{ delta: {{ reasoning_content: 'hm' }} }}] }} }});
-      coming.take({{ at: 0, data: {{ choices: [{{ delta: {{}}, finish_reason: 'stop' }}], timings: {{ ttft_ms: 50 }} }} }});
+      coming.take({{ data: {{ choices: [{{ delta: {{}}, finish_reason: 'stop' }}], timings: {{ ttft_ms: 50 }} }} }});
       const messages = [{{ role: 'user', content: 'x', extra: 1 }}, {{ role: 'assistant', content: '' }}];
       const body = bodyOf({{ system: ' s ', messages }}, 'm', {{ temperature: 0, top_p: '', seed: null }});
       console.log(JSON.stringify([coming.message, body]));

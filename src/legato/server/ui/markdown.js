@@ -91,7 +91,7 @@ function list(lines, at, depth, take) {
         own.push('');
       } else if (line.search(/\S/) >= Math.min(indent, 2) && !(ITEM.test(line) && line.search(/\S/) < 2)) {
         own.push(line.slice(Math.min(indent, line.search(/\S/))));
-      } else if (!starts(lines, end) && own.at(-1)) {
+      } else if (!starts(lines, end) && !ITEM.test(line) && own.at(-1)) {
         own.push(line.trim());
       } else {
         break;
