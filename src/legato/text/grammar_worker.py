@@ -69,6 +69,8 @@ class Worker:
     def _ensure(self) -> Any:
         from legato.text.child import Child
 
+        if self._child is not None and not self._child.alive:  # the system took it, not a grammar
+            self._drop()
         if self._child is None:
             self._child = Child(__file__, "to compile grammars", FRAME)
         self._child.wait_ready()
