@@ -399,7 +399,7 @@ def test_a_stream_of_new_schemas_takes_no_more_memory() -> None:
     for i in range(150):
         admit(i)
     before = _anonymous_bytes()
-    for i in range(150, 900):
+    for i in range(150, 500):
         admit(i)
     assert _anonymous_bytes() - before < 8 << 20
     limited.close()

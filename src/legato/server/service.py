@@ -33,7 +33,7 @@ from legato.server.facts import ModelFacts, facts_of
 from legato.server.limits import ServerLimits
 from legato.server.meters import Meters
 from legato.server.problems import Problem
-from legato.server.reading import AnswerReader, with_tools, without_thought
+from legato.server.reading import AnswerReader, prepared, with_tools, without_thought
 from legato.text.chat import encode_chat
 from legato.text.stream import TextStream
 from legato.text.template import ChatTemplate, checked_messages
@@ -313,13 +313,8 @@ class Service:
         model = self.model
 
         def work() -> Ask:
-            fitted = with_tools(ask, model.template.source if model.template else None, model.tokenizer)
-            try:
-                model.admit(fitted.params)
-            except RequestError as error:
-                name = fitted.grammar_field if error.field == "grammar" and fitted.grammar_field else error.field
-                raise RequestError(name, error.value, error.allowed, error.fix) from None
-            return fitted
+            template = model.template.source if model.template else None
+            return prepared(ask, template, model.tokenizer, model.admit)
 
         return await self.loop.run_in_executor(self._compilers, work)
 
