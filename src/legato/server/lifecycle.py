@@ -127,6 +127,7 @@ class Server:
         self.limits = replace(limits or ServerLimits(), queue=serve.queue, drain_s=serve.drain_s)
         self.service: Service
         self.routes: RouteTable
+        self.app: App
         self._model: Model
         self._measure = measure
         self._stops = 0
@@ -145,7 +146,7 @@ class Server:
         service.many_tenants = len(keys) > 1
         self.routes = RouteTable(all_routes(service))
         service.vllm_metrics = self._serve.vllm_metrics
-        app = App(self.routes, keys, self.limits, error_body, self._observers(service))
+        app = self.app = App(self.routes, keys, self.limits, error_body, self._observers(service))
         http = uvicorn.Server(_http_config(app, uvicorn.Config))
         listening = asyncio.create_task(http.serve(sockets=[sock]))
         while not http.started and not listening.done():
