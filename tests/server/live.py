@@ -134,6 +134,7 @@ def running(
     """A server around what `load` makes, until the block ends; `before` sees the port while it loads."""
     serve = ServeConfig.resolve({"port": 0, "served_name": NAME, "drain_s": 5, **settings}, {})
     sock = socket.create_server(("127.0.0.1", 0))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)  # so that a reader who stalls is felt soon
     sock.setblocking(False)
     made: dict[str, Any] = {}
     ready = threading.Event()
