@@ -52,7 +52,9 @@ def visit(chromium: Any) -> Iterator[Open]:
         opened.on("pageerror", lambda error: faults.append(str(error)))
         opened.on(
             "console",
-            lambda m: m.type in ("error", "warning") and not re.search(expects, m.text) and faults.append(m.text),
+            lambda m: faults.extend(
+                [m.text] if m.type in ("error", "warning") and not re.search(expects, m.text) else []
+            ),
         )
         opened.goto(live.url)
         until(opened, "document.getElementById('model').textContent !== ''")
@@ -284,7 +286,7 @@ def test_escape_stops(unhurried: Live, visit: Open) -> None:
 def test_the_focus_goes_in_the_order_of_the_page(letters: Live, visit: Open) -> None:
     page = visit(letters)
     page.focus(".skip")
-    seen = []
+    seen: list[str] = []
     for _ in range(9):
         if seen:
             page.keyboard.press("Tab")

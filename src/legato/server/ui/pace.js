@@ -81,11 +81,12 @@ export class Pace {
   }
 
   #legend() {
+    const wall = this.wall !== null;
     const item = (kind, text) => h('li', {}, h('i', { class: `key ${kind}`, 'aria-hidden': 'true' }), text);
     $('legend').replaceChildren(
       item('dot', 'this answer'),
       item('dot old', 'earlier answers'),
-      item('line', 'wall: reading weights and cache once'),
+      ...(wall ? [item('line', 'the wall: reading weights and cache once')] : []),
     );
   }
 
@@ -148,6 +149,7 @@ export class Pace {
     this.wall = wallOf(this.stats.wall);
     if (had !== (this.wall !== null)) {
       this.#soon();
+      this.#legend();
       this.#showLast();
     }
     this.#showNow();

@@ -4,7 +4,7 @@ import { count, h, ms, s } from './dom.js';
 
 const LEFT = 40;
 const RIGHT = 10;
-const TOP = 10;
+const TOP = 22;
 const BOTTOM = 34;
 
 /** A round step that cuts `span` into about `parts`. */
@@ -87,7 +87,7 @@ export class Plot {
       out.push(s('text', { x, y: height - BOTTOM + 16, class: `tick${edge}` }, count(v)));
     }
     out.push(s('text', { x: width - RIGHT, y: height - 3, class: 'unit end' }, 'position in the context, tokens'));
-    out.push(s('text', { x: LEFT + 5, y: TOP + 8, class: 'unit' }, 'ms'));
+    out.push(s('text', { x: 8, y: 9, class: 'unit' }, 'milliseconds a token'));
     return out;
   }
 

@@ -64,7 +64,7 @@ class ChatEncoder:
         self._parted = self._readers[0].needed
         rich = view.continuous_usage or view.token_ids or self._params.logprobs is not None or self._parted
         self._plain = not (rich or view.step_times)
-        self._began, self._at = stream.service.clock(), 0.0
+        self._began, self._at = stream.idle_since, 0.0  # nothing was read yet: when the stream was made
         self._logprobs: list[list[TokenLogprobs]] = [[] for _ in range(self._params.n)]
         self._ids: list[list[int]] = [[] for _ in range(self._params.n)]
         self._open = self._params.n
