@@ -85,29 +85,28 @@ void AttentionOp::attend(Step& step, const Worker& worker, const AttendItem& ite
                         item.kv_head, shape.group, shape.window, p_.spec.softcap, item.heads};
   const int64_t q_row = p_.spec.num_heads * p_.kv.q_bytes;
   const uint8_t* q = step.queries + item.row * q_row + int64_t{item.kv_head} * shape.group * p_.kv.q_bytes;
-  float* partials = nullptr;
-  if (item.split >= 0) {
-    const AttendSplit& split = p_.plan->split(item.split);
-    partials = step.partials + split.partials + (item.tile_begin - split.tile_begin) * p_.plan->record_floats(item);
-  }
+  float* partials = item.partials < 0 ? nullptr : step.partials + item.partials;
   step.kernels->attend(&args, q, q_row, batch.positions + item.row, item.rows, item.tile_begin, item.tile_end, partials,
                        output(item.row, item.kv_head), out_.stride, step.scratch[worker.id].kernel);
-  if (item.split >= 0 && p_.plan->completes(item.split, p_.use)) merge(step, worker, item);
+  if (item.partials < 0) return;
+  for (int32_t row = item.row; row < item.row + item.rows; ++row)
+    if (p_.plan->completes(item, row, p_.use)) merge(step, worker, item, row);
 }
 
-// Pieces hold (row, head, tile) records each; a row's and head's records are brought together in tile order.
-void AttentionOp::merge(Step& step, const Worker& worker, const AttendItem& item) const {
-  const AttendSplit& split = p_.plan->split(item.split);
-  const int32_t queries = p_.plan->shape().group * item.heads, dim = p_.spec.head_dim;
-  const int32_t tiles = split.tile_end - split.tile_begin;
-  const int64_t record = partial_floats(dim), all = p_.plan->record_floats(item);
+// A query's records lie in several pieces; they are brought together in tile order.
+void AttentionOp::merge(Step& step, const Worker& worker, const AttendItem& item, int32_t row) const {
+  const int32_t dim = p_.spec.head_dim;
+  const int64_t record = partial_floats(dim);
   float* together = step.scratch[worker.id].merge;
-  for (int32_t rh = 0; rh < item.rows * queries; ++rh) {
-    for (int32_t at = 0; at < tiles; at += split.step) {
-      const int32_t count = std::min(split.step, tiles - at);
-      std::copy_n(step.partials + split.partials + at * all + rh * count * record, count * record, together + at * record);
+  for (int32_t query = 0; query < p_.plan->shape().group * item.heads; ++query) {
+    int32_t tiles = 0;
+    for (int32_t i = p_.plan->first_part(item, row); i >= 0; i = p_.plan->part(i).next) {
+      const AttendPart& part = p_.plan->part(i);
+      std::copy_n(step.partials + part.partials + query * part.tiles * record, part.tiles * record,
+                  together + tiles * record);
+      tiles += part.tiles;
     }
-    step.kernels->merge(together, tiles, dim, output(item.row + rh / queries, item.kv_head) + int64_t{rh % queries} * dim);
+    step.kernels->merge(together, tiles, dim, output(row, item.kv_head) + int64_t{query} * dim);
   }
 }
 

@@ -27,7 +27,7 @@ class AttentionOp : public Op {
   void write_kv(Step& step, int32_t row, int32_t head, float* spare) const;
   const float* turn(Step& step, float* x, const Norm& norm, int32_t row, float* spare) const;
   void attend(Step& step, const Worker& worker, const AttendItem& item) const;
-  void merge(Step& step, const Worker& worker, const AttendItem& item) const;
+  void merge(Step& step, const Worker& worker, const AttendItem& item, int32_t row) const;
   float* output(int32_t row, int32_t kv_head) const {
     return out_.row(row) + int64_t{kv_head} * p_.plan->shape().group * p_.spec.head_dim;
   }

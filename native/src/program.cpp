@@ -290,7 +290,7 @@ void Program::step(const lg_batch& batch) {
   if (batch.num_tokens == 0) return;
   step_.start_clock();
   step_.lap = ops_.front()->lap;
-  for (auto& plan : plans_) plan->build(batch);
+  for (auto& plan : plans_) plan->build(batch, limits_.page_size);
   context_.pool.run(work, this);
   step_.end_lap();
   logits_->finish(step_, context_.pool.threads());
