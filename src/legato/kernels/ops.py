@@ -29,9 +29,9 @@ FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
 ByteArray = NDArray[np.uint8]
 
-# What the bytes of a page mean. Raise it when any backend's layout or rounding of keys and values changes: pages that
-# were saved under another number are computed again.
-PAGE_LAYOUT = 1
+# What the bytes of a page mean. Raise it when any backend's layout of a page changes, or any arithmetic that keys and
+# values come from: pages that were saved under another number are computed again.
+PAGE_LAYOUT = 2
 
 
 class KvFormat(enum.StrEnum):
