@@ -279,7 +279,7 @@ SPANS: list[tuple[str, Any]] = [
     ("`*a*` ``b`c``", [{"type": "code", "text": "*a*"}, " ", {"type": "code", "text": "b`c"}]),
     ("`open **a**", ["`open ", {"type": "strong", "children": ["a"]}]),
     ("\\*a\\* <b>x</b>", ["*a* <b>x</b>"]),
-    ("a  \nb", ["a", {"type": "break"}, "b"]),
+    ("a  \nb\nc", ["a", {"type": "break"}, "b", {"type": "break"}, "c"]),
 ]
 
 

@@ -2,6 +2,7 @@
 //
 // Blocks: paragraphs, headings, fenced code, quotes, lists (nested, with tasks), tables, rules.
 // Spans: code, strong, emphasis, struck, links, bare addresses; images are shown as links, since nothing is fetched.
+// The end of a line is one, as in all chats: verses stay verses.
 
 import { copyButton, h } from './dom.js';
 
@@ -190,12 +191,8 @@ export function spans(text, depth = 0) {
       plain += found;
       i += found.length;
     } else if (text[i] === '\n') {
-      if (/( {2,}|\\)$/.test(plain)) {
-        plain = plain.replace(/( +|\\)$/, '');
-        push({ type: 'break' });
-      } else {
-        plain += '\n';
-      }
+      plain = plain.replace(/( +|\\)$/, '');
+      push({ type: 'break' });
       i += 1;
     } else {
       plain += text[i];

@@ -64,7 +64,7 @@ export class Plot {
     const x0 = Math.max(0, Math.floor(first / step) * step);
     const x1 = Math.max(x0 + step, Math.ceil(Math.max(last, first + 48) / step) * step);
     const sorted = points.map((p) => p.ms).sort((a, b) => a - b);
-    const high = sorted.length ? Math.min(sorted.at(-1), 2.5 * sorted[Math.floor(0.95 * (sorted.length - 1))]) : 50;
+    const high = sorted.length ? Math.min(sorted.at(-1), 1.6 * sorted[Math.floor(0.95 * (sorted.length - 1))]) : 50;
     const top = Math.max(high, wall ? 1.25 * wall(x1) : 0, 1e-3);
     const rise = stepOf(top * 1.08, 4);
     this.x = { from: x0, to: x1, step, px: (v) => LEFT + ((v - x0) / (x1 - x0)) * (width - LEFT - RIGHT) };
@@ -98,8 +98,9 @@ export class Plot {
     const many = Math.max(1, Math.floor(this.points.length / 4000));
     this.points.forEach((p, i) => {
       if (many > 1 && i % many && p.ms <= this.y.to) return;
-      const d = `M${this.x.px(p.at).toFixed(1)} ${this.y.px(p.ms).toFixed(1)}h0`;
-      (p.ms > this.y.to ? over : p.last ? now : old).push(d);
+      const place = `M${this.x.px(p.at).toFixed(1)} ${this.y.px(p.ms).toFixed(1)}`;
+      if (p.ms > this.y.to) over.push(`${place}l-3.5 6h7z`);
+      else (p.last ? now : old).push(`${place}h0`);
     });
     const out = [];
     if (this.wall) {
@@ -112,7 +113,7 @@ export class Plot {
     }
     if (old.length) out.push(s('path', { class: 'dots old', d: old.join('') }));
     if (now.length) out.push(s('path', { class: 'dots', d: now.join('') }));
-    if (over.length) out.push(s('path', { class: 'dots over', d: over.join('') }));
+    if (over.length) out.push(s('path', { class: 'over', d: over.join('') }, s('title', {}, 'off the scale')));
     if (!this.points.length) {
       const { width, height } = this.size;
       out.push(s('text', { class: 'empty middle', x: (LEFT + width - RIGHT) / 2, y: (height - BOTTOM) / 2 }, 'every token of an answer becomes a dot'));
