@@ -255,6 +255,12 @@ def test_slots_come_free_one_by_one() -> None:
     assert queue_s(1, [10], [20, 30]) == pytest.approx(0.6, rel=1e-3)
 
 
+def test_prompts_ahead_take_their_time() -> None:
+    jobs = [Job(2000, 5)], [Job(1000, 5)]
+    behind = [forecast(StepTimeModel(), WholeSteps(), 4, 512, 100, running, [], Job(9, 9)) for running in ([], jobs[0])]
+    assert behind[0].queue_s == 0 and behind[1].queue_s > 0.5
+
+
 # -- static batching --------------------------------------------------------------------------------------------------
 
 
@@ -289,7 +295,10 @@ def test_a_static_batch_takes_back_whoever_had_to_give_way() -> None:
     sched = scheduler(num_pages=10, page_size=1, max_tokens=64, max_seqs=4, continuous=False)
     for name in "abc":
         sched.add(desk_ask(name, 3, max_tokens=7), 0.0)
-    events = []
+    events, beside = [], 0
     while sched.has_work:
-        events += step(sched)[1]
+        plan, new = step(sched)
+        events += new
+        beside += len(plan.slices) > 1 and any(s.seq.num_preemptions for s in plan.slices)
+    assert beside > 0, "it runs beside the others again"
     assert sched.num_preemptions > 0 and ended(events) == dict.fromkeys("abc", FinishReason.LENGTH)
