@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from legato.assemble import Assembly
 from legato.core.events import Event
@@ -106,6 +106,12 @@ class _Abort:
     reason: FinishReason
 
 
+@dataclass(slots=True)
+class _Call:
+    work: Callable[[], object]
+    reply: asyncio.Future[Any]
+
+
 class EngineThread:
     """Loads a model on a new thread and runs its engine there.
 
@@ -120,7 +126,7 @@ class EngineThread:
     ) -> None:
         self._load, self._loop, self._clock = load, loop, clock
         self._wake = threading.Condition()
-        self._commands: deque[_Submit | _Abort] = deque()
+        self._commands: deque[_Submit | _Abort | _Call] = deque()
         self._closing = False
         self._receiver: Receiver | None = None
         self._ready: asyncio.Future[Assembly] = loop.create_future()
@@ -147,6 +153,14 @@ class EngineThread:
     def abort(self, request_id: str, index: int | None = None, reason: FinishReason = FinishReason.ABORT) -> None:
         self._command(_Abort(request_id, index, reason))
 
+    async def between_steps(self, work: Callable[[], object]) -> Any:
+        """What `work` returns, done on the engine's thread: whatever the native library does, it does one at a time."""
+        if not self._thread.is_alive():
+            raise EngineError("the engine has ended")
+        reply: asyncio.Future[Any] = self._loop.create_future()
+        self._command(_Call(work, reply))
+        return await reply
+
     def snapshot(self) -> Snapshot | None:
         return self._snapshot
 
@@ -163,7 +177,7 @@ class EngineThread:
         if self._thread.is_alive():
             self._thread.join(timeout=5.0)
 
-    def _command(self, command: _Submit | _Abort) -> None:
+    def _command(self, command: _Submit | _Abort | _Call) -> None:
         with self._wake:
             self._commands.append(command)
             self._wake.notify()
@@ -211,11 +225,13 @@ class EngineThread:
                     self._post(self._deliver, events)
             self._after_step(engine)
 
-    def _obey(self, engine: Engine, commands: list[_Submit | _Abort]) -> None:
+    def _obey(self, engine: Engine, commands: list[_Submit | _Abort | _Call]) -> None:
         replies: list[tuple[asyncio.Future[None], Exception | None]] = []
         for command in commands:
             if isinstance(command, _Submit):
                 replies.append((command.reply, _admit(engine, command.requests)))
+            elif isinstance(command, _Call):
+                self._post(_settle, command.reply, *_outcome(command.work))
             else:
                 engine.abort(command.request_id, command.index, command.reason)
         if replies:
@@ -239,7 +255,7 @@ class EngineThread:
 
     def _end(self, parts: Assembly, error: LegatoError) -> None:
         with self._wake:
-            left = [c.reply for c in self._commands if isinstance(c, _Submit)]
+            left = [c.reply for c in self._commands if not isinstance(c, _Abort)]
             self._commands.clear()
         self._post(_settle_all, [(reply, error) for reply in left])
         if self._receiver is not None:
@@ -290,13 +306,20 @@ def _admit(engine: Engine, requests: Sequence[Request]) -> Exception | None:
     return refused
 
 
-def _settle(future: asyncio.Future[Assembly], parts: Assembly | None, error: BaseException | None) -> None:
+def _outcome(work: Callable[[], object]) -> tuple[object, Exception | None]:
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
+
+
+def _settle(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
     if future.done():
         return
     if error is not None:
         future.set_exception(error)
-    elif parts is not None:
-        future.set_result(parts)
+    else:
+        future.set_result(result)
 
 
 def _settle_all(replies: list[tuple[asyncio.Future[None], Exception | None]]) -> None:

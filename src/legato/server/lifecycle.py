@@ -159,7 +159,7 @@ class Server:
             if parts is not None:
                 service.ready(self._model)
                 self._announce(parts, self._model, url_of(sock))
-                first = asyncio.create_task(self._settle(parts))
+                first = asyncio.create_task(self._settle(bridge, parts))
             await self._stopping.wait()
             await self._drain()
         finally:
@@ -205,7 +205,7 @@ class Server:
             stopping.cancel()
         return loading.result() if loading.done() else None
 
-    async def _settle(self, parts: Assembly) -> None:
+    async def _settle(self, bridge: EngineThread, parts: Assembly) -> None:
         """What need not be there before the first request: a compiled template, the machine's wall."""
         await _render_once(self.service)
         if self._measure is not None:
@@ -213,7 +213,7 @@ class Server:
             while self.service.num_in_flight:
                 await asyncio.sleep(QUIET_S)
             measure = self._measure
-            self.service.measured(await asyncio.to_thread(measure, parts))
+            self.service.measured(await bridge.between_steps(lambda: measure(parts)))
 
     async def _drain(self) -> None:
         """Waits for answers in flight; what is left at the end is told so, in its own words."""
