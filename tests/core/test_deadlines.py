@@ -292,9 +292,9 @@ def test_continuous_batching_takes_fewer_steps_than_static() -> None:
 
 
 def test_a_static_batch_takes_back_whoever_had_to_give_way() -> None:
-    sched = scheduler(num_pages=10, page_size=1, max_tokens=64, max_seqs=4, continuous=False)
-    for name in "abc":
-        sched.add(desk_ask(name, 3, max_tokens=7), 0.0)
+    sched = scheduler(num_pages=18, page_size=1, max_tokens=64, max_seqs=4, continuous=False)
+    for name, answer in (("a", 6), ("b", 12), ("c", 6)):
+        sched.add(desk_ask(name, 3, max_tokens=answer), 0.0)
     events, beside = [], 0
     while sched.has_work:
         plan, new = step(sched)
