@@ -1,8 +1,9 @@
 // Speeds of the linear kernels beside their walls: a plain read of the same bytes, and vpdpbusd from registers.
 //
 // Knows: kernels.h, this machine's clock. Does not know: models, the step program.
-// usage: bench_linear [stream|matrix|walls]... [--isa NAME] [--threads N] [--kind NAME] [--k K] [--mb MB] [--runs N]
+// usage: bench_linear [stream|matrix|layer|walls]... [--isa NAME] [--threads N] [--kind NAME] [--k K] [--mb MB] [--runs N]
 //   stream  GEMV over a model-sized buffer (2 MiB pages, each thread its share of the blocks), GB/s of packed bytes
+//   layer   a prefill's linears
 //   matrix  one linear of K x K, one thread, GOP/s by number of rows
 // Best and median of many short runs are printed; the best is the quiet machine, the median the one at hand.
 #include <sys/mman.h>
@@ -32,7 +33,7 @@ const char* const kNames[W_KINDS] = {"F32",  "F16",  "BF16", "Q8_0", "Q4_0", "Q4
                                      "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"};
 
 struct Options {
-  bool stream = false, matrix = false, walls = false;
+  bool stream = false, matrix = false, layer = false, walls = false;
   std::string isa = "avx512", kind;
   int threads = 2, K = 0, mb = 88, runs = 25;
 };
@@ -241,6 +242,47 @@ void bench_matrix(const Kernels& k, const Options& options) {
   }
 }
 
+// The linears of one layer of SmolLM2-135M as a prefill runs them on one thread, with the rows' quantisation.
+void bench_layer(const Kernels& k, const Options& options) {
+  struct Shape {
+    const char* name;
+    int N, K, gated, epilogue;
+  };
+  const Shape shapes[] = {{"qkv", 960, 576, 0, EP_STORE},
+                          {"out", 576, 576, 0, EP_ADD},
+                          {"gate+up", 3072, 576, 1, EP_GATED_SILU},
+                          {"down", 576, 1536, 0, EP_ADD}};
+  std::printf("layer: SmolLM2-135M's linears, 1 thread, GOP/s best (median), and microseconds a row\n");
+  for (int M : {16, 64, 128, 256, 512, 1024}) {
+    double total = 0, operations = 0;
+    std::printf("M=%-5d", M);
+    for (const Shape& s : shapes) {
+      PackedLinear w = make(W_Q4_1, s.N, s.K);
+      w.gated = s.gated;
+      const Rows rows = make_rows(k, W_Q4_1, s.K, M);
+      const int64_t stride = s.N / (1 + s.gated);
+      float* out = reinterpret_cast<float*>(pages(static_cast<size_t>(M * stride * 4)));
+      const Times times = measure(options.runs, [&] {
+        k.linear(&w, rows.data, rows.stride, M, 0, static_cast<int32_t>(stride / 16), out, stride, s.epilogue, nullptr);
+      });
+      total += times.best;
+      operations += 2.0 * s.N * s.K * M;
+      std::printf(" | %s %4.0f (%4.0f)", s.name, 2e-9 * s.N * s.K * M / times.best, 2e-9 * s.N * s.K * M / times.median);
+      munmap(const_cast<uint8_t*>(w.data), static_cast<size_t>(packed_bytes(W_Q4_1, s.N, s.K)));
+    }
+    std::printf(" | all %4.0f, %.2f us\n", operations / total / 1e9, total / M * 1e6);
+  }
+  for (int K : {576, 1536}) {
+    const Rows rows = make_rows(k, W_Q4_1, K, 1);
+    std::vector<float> x(static_cast<size_t>(K), 1.5f);
+    for (int i = 0; i < K; ++i) x[static_cast<size_t>(i)] += static_cast<float>(i * 37 % 101);
+    const Times times = measure(options.runs, [&] {
+      for (int i = 0; i < 1000; ++i) k.quantize_row(x.data(), K, rows.data);
+    });
+    std::printf("quantize_row K=%d %.3f us\n", K, times.best * 1e3);
+  }
+}
+
 #if defined(__x86_64__)
 // Twelve independent chains: enough for any latency, all in registers.
 __attribute__((target("avx512f,avx512vnni"))) double vnni_peak() {
@@ -271,6 +313,8 @@ Options parse(int argc, char** argv) {
       o.stream = true;
     else if (word == "matrix")
       o.matrix = true;
+    else if (word == "layer")
+      o.layer = true;
     else if (word == "walls")
       o.walls = true;
     else if (word == "--isa")
@@ -308,5 +352,6 @@ int main(int argc, char** argv) {
 #endif
   if (options.stream) bench_stream(k, options);
   if (options.matrix) bench_matrix(k, options);
+  if (options.layer) bench_layer(k, options);
   return 0;
 }

@@ -11,11 +11,10 @@
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #include "lanes_avx512.h"
 #include "linear_avx512_float.h"
+#include "linear_avx512_rows.h"
 
 namespace lg {
 namespace {
-
-inline LG_INLINE __m512 bc(float x) { return _mm512_set1_ps(x); }
 
 struct Group {
   __m512i w[8];
@@ -39,7 +38,8 @@ inline LG_INLINE void unpack_nibbles(const uint8_t* p, __m512i (&w)[8]) {
   const __m512i mask = _mm512_set1_epi8(15);
   each<4>([&](auto J) LG_INLINE {
     constexpr int j = J;
-    const __m512i x = load(p + 64 * j);
+    __m512i x = load(p + 64 * j);
+    asm("" : "+v"(x));  // the compiler would load it twice, and few rows wait for loads
     w[2 * j] = _mm512_and_si512(x, mask);
     w[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16(x, 4), mask);
   });
@@ -206,56 +206,6 @@ void linear(const PackedLinear* w, const uint8_t* act, int64_t act_stride, int32
                                                 tiles<W_Q4_0>(), tiles<W_Q4_1>(), tiles<W_Q5_0>(), tiles<W_Q5_1>(),
                                                 tiles<W_Q4_K>(), tiles<W_Q5_K>(), tiles<W_Q6_K>()};
   run_linear(tables[w->kind], *w, act, act_stride, M, begin, end, out, out_stride, epilogue);
-}
-
-// The largest of 8 keys, in every lane.
-inline LG_INLINE __m256i largest(__m256i keys) {
-  keys = _mm256_max_epu32(keys, _mm256_permute4x64_epi64(keys, 0x4e));
-  keys = _mm256_max_epu32(keys, _mm256_shuffle_epi32(keys, 0x4e));
-  return _mm256_max_epu32(keys, _mm256_shuffle_epi32(keys, 0xb1));
-}
-
-// Each quad's largest magnitude, in all its four lanes.
-inline LG_INLINE __m512i quad_most(__m512 x) {
-  const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
-  const __m512i pairs = _mm512_max_epu32(magnitude, _mm512_shuffle_epi32(magnitude, static_cast<_MM_PERM_ENUM>(0x4e)));
-  return _mm512_max_epu32(pairs, _mm512_shuffle_epi32(pairs, static_cast<_MM_PERM_ENUM>(0xb1)));
-}
-
-// q = hi * 256 + lo.
-inline LG_INLINE void store_planes(__m512i q, int8_t* lo, int8_t* hi) {
-  const __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(q, 24), 24);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(lo), _mm512_cvtepi32_epi8(low));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(hi),
-                   _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_sub_epi32(q, low), 8)));
-}
-
-void quantize_row(const float* x, int64_t K, uint8_t* record) {
-  QGroup* groups = reinterpret_cast<QGroup*>(record);
-  const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 0, 0, 0, 0, 0, 0, 0);
-  const __m256i numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  for (int64_t g = 0; g < K / kGroup; ++g) {
-    QGroup& group = groups[g];
-    const __m512 low = _mm512_loadu_ps(x + 32 * g), high = _mm512_loadu_ps(x + 32 * g + 16);
-    const __m256i most = _mm512_castsi512_si256(_mm512_permutex2var_epi32(quad_most(low), firsts, quad_most(high)));
-    __m256i keys = _mm256_or_si256(_mm256_and_si256(most, _mm256_set1_epi32(~7)), numbers);
-    const __m256i first = largest(keys);
-    keys = _mm256_mask_mov_epi32(keys, _mm256_cmpeq_epi32_mask(keys, first), _mm256_setzero_si256());
-    const __m256i second = largest(keys);
-    keys = _mm256_mask_mov_epi32(keys, _mm256_cmpeq_epi32_mask(keys, second), _mm256_setzero_si256());
-    const auto key = [](__m256i v) { return static_cast<uint32_t>(_mm256_cvtsi256_si32(v)); };
-    const GroupScale scale = group_scale(key(first), key(largest(keys)));
-    // A factor of 0 means zeros, also where x is a NaN.
-    const __mmask16 any = scale.factor == 0.0f ? 0 : 0xffff;
-    const __m512i a = _mm512_maskz_cvtps_epi32(any, _mm512_mul_ps(low, bc(scale.factor)));
-    const __m512i b = _mm512_maskz_cvtps_epi32(any, _mm512_mul_ps(high, bc(scale.factor)));
-    alignas(32) int8_t hi[kGroup];
-    store_planes(a, group.lo, hi);
-    store_planes(b, group.lo + 16, hi + 16);
-    put_group(group, scale.d, _mm512_reduce_add_epi32(a), _mm512_reduce_add_epi32(b), key(first), key(second));
-    for (int i = 0; i < 2; ++i) std::memcpy(group.hi[i], hi + group.at[i] / 16, 4);
-  }
-  zero_padding(groups, K / kGroup);
 }
 
 }  // namespace
