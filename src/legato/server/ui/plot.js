@@ -181,7 +181,7 @@ export function bar(parts, label) {
   const shown = parts.filter((part) => part.value > 0);
   const pieces = shown.map((part) => {
     const piece = h('span', { class: `piece ${part.kind}`, title: `${part.name}: ${part.text}` });
-    piece.style.flexGrow = String(Math.max(part.value / total, 0.004));
+    piece.style.flexGrow = String(part.value / total);
     return piece;
   });
   const keys = parts.map((part) => h('li', {}, h('i', { class: `key ${part.kind}`, 'aria-hidden': 'true' }), h('span', {}, part.name), h('b', {}, part.text)));
