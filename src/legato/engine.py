@@ -108,6 +108,7 @@ class Engine:
         self.scheduler = Scheduler(
             limits, eos_ids=eos_ids, use_cache=use_cache, budget=budget, model=self.model, continuous=continuous
         )
+        self.in_flight: Plan | None = None  # what is being run; other threads may look at it
         self._ended: float | None = None  # when the last step ended, if there was more to do
         self.ledger = Ledger(clock)
         self._runner, self._clock, self._vocab_size = runner, clock, vocab_size
@@ -146,7 +147,9 @@ class Engine:
         with self.ledger.step() as lap:
             plan = self.scheduler.schedule(self._clock())
             lap("schedule")
+            self.in_flight = plan
             results = self._run(plan)
+            self.in_flight = None
             lap("run")
             events = self.scheduler.commit(plan, results, self._clock())
             lap("commit")

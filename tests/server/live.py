@@ -221,6 +221,7 @@ def echo_assembly(
             kv_format="slots",
             vocab_size=tokenizer.vocab_size,
             source=source,
+            config=SimpleNamespace(weights="auto"),
             notes=[],
         )
         runner.close = lambda: None  # type: ignore[attr-defined]

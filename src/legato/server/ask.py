@@ -56,6 +56,7 @@ class Ask:
     tools         what may be called
     form          how calls are written; None: nothing can be called
     right_calls   a grammar makes sure that a call which is begun is a right one
+    include       what of an answer is told besides it: "receipt", "miss"
     ignored       fields that were understood and do nothing here
     """
 
@@ -73,6 +74,7 @@ class Ask:
     tools: ToolUse | None = None
     form: ToolForm | None = None
     right_calls: bool = False
+    include: frozenset[str] = frozenset()
     ignored: tuple[str, ...] = ()
 
     @property

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 SNAPSHOT_S = 0.2  # at most this often while working; always when work ends
 RECENT = 32  # steps in a snapshot
 MIN_HANG_S = 10.0
-HANG_FACTOR = 4.0  # a step this many times longer than the longest that could be legal is no step any more
+HANG_FACTOR = 4.0  # a step that takes this many times what was expected of it is no step any more
 
 
 class Receiver(Protocol):
@@ -132,7 +132,7 @@ class EngineThread:
         self._ready: asyncio.Future[Assembly] = loop.create_future()
         self._snapshot: Snapshot | None = None
         self._busy_since: float | None = None
-        self._hang_after_s = MIN_HANG_S
+        self._engine: Engine | None = None
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
     # -- on the event loop ----------------------------------------------------------------------------------------
@@ -168,7 +168,8 @@ class EngineThread:
         since = self._busy_since
         busy_s = 0.0 if since is None else self._clock() - since
         dead = self._ready.done() and not self._thread.is_alive() and not self._closing
-        return Pulse(dead, busy_s > self._hang_after_s, busy_s, self._hang_after_s)
+        limit_s = MIN_HANG_S if self._engine is None else _hang_limit(self._engine)
+        return Pulse(dead, busy_s > limit_s, busy_s, limit_s)
 
     def close(self) -> None:
         with self._wake:
@@ -191,13 +192,13 @@ class EngineThread:
         except BaseException as error:
             self._post(_settle, self._ready, None, error)
             return
-        self._hang_after_s = _hang_limit(parts.engine)
+        self._engine = parts.engine
         self._publish(parts.engine)
         self._post(_settle, self._ready, parts, None)
         ended: LegatoError = EngineError("the engine has ended")
         try:
             self._run(parts.engine)
-        except Exception as error:
+        except BaseException as error:
             log.exception("the engine met a fault that it cannot survive")
             ended = EngineError(f"the engine failed: {type(error).__name__}")
         finally:
@@ -244,7 +245,6 @@ class EngineThread:
             self._publish(engine)
 
     def _publish(self, engine: Engine) -> None:
-        self._hang_after_s = max(self._hang_after_s, _hang_limit(engine))
         wait_s = engine.estimate().queue_s
         recent, unstarted = tuple(engine.ledger.recent)[-RECENT:], frozenset(engine.scheduler.unstarted)
         self._snapshot = Snapshot(self._clock(), engine.stats(), recent, wait_s, unstarted)
@@ -271,11 +271,13 @@ class EngineThread:
 
 
 def _hang_limit(engine: Engine) -> float:
-    """The longest step that could be legal, predicted from what steps took so far, many times over."""
-    limits = engine.scheduler.limits
-    rows, context = limits.max_tokens, limits.context_length
-    longest = Load(rows, rows, rows + context * limits.max_running, rows * context, rows)
-    return max(MIN_HANG_S, HANG_FACTOR * engine.model.seconds(longest))
+    """What the step that is being run may take: many times what is expected of it. Called on the event loop.
+
+    The engine writes its plan and the costs without a lock: the figure may be that of the step before.
+    """
+    plan = engine.in_flight
+    expected = 0.0 if plan is None else engine.model.seconds(Load.of_plan(plan))
+    return max(MIN_HANG_S, HANG_FACTOR * expected)
 
 
 def _warm(engine: Engine) -> None:

@@ -38,6 +38,7 @@ from legato.text.chat import encode_chat
 from legato.text.stream import TextStream
 from legato.text.template import ChatTemplate, checked_messages
 from legato.text.tokenizer import Tokenizer
+from legato.weights.source import digest
 
 SALT = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -65,6 +66,7 @@ class Model:
     name     what clients call it
     admit    makes ready what sampling needs; takes seconds at times, raises `RequestError`
     wall     what bounds its steps on this machine, if that was measured
+    digest, weights  as in `Receipt`
     """
 
     name: str
@@ -80,6 +82,8 @@ class Model:
     admit: Callable[[SamplingParams], None]
     facts: ModelFacts = field(default_factory=ModelFacts)
     wall: Wall | None = None
+    digest: str = ""
+    weights: str = "auto"
 
     @classmethod
     def of(cls, parts: Assembly, name: str, wall: Wall | None = None) -> Model:
@@ -97,6 +101,8 @@ class Model:
             admit=parts.runner.admit,
             facts=facts_of(parts.source),
             wall=wall,
+            digest=digest(parts.source),
+            weights=parts.config.weights,
         )
 
 
@@ -200,7 +206,10 @@ class AnswerStream:
 
     def _completion(self, answer: Answer) -> Completion:
         model, seed = self.service.model, answer.request.params.seed or 0
-        done = answer.completion(Receipt(model.name, model.isa, model.threads, model.kv, seed, ""))
+        receipt = Receipt(
+            model.name, model.isa, model.threads, model.kv, seed, model.digest, model.weights, model.context_length
+        )
+        done = answer.completion(receipt)
         if not self.ask.include_stop:
             return done
         outputs = [
@@ -356,6 +365,8 @@ class Service:
                 raise RequestError("stop", stop, f"strings of at most {limits.stop_bytes} bytes")
         if ask.salt and not SALT.fullmatch(ask.salt):
             raise RequestError("cache_salt", ask.salt, "1 to 128 letters, digits, - and _")
+        if "miss" in ask.include and self.many_tenants:  # it would spell out what others have sent
+            raise RequestError("include", "miss", "left out where several keys share one cache")
 
     def _check_room(self, wanted: int, tenant: str) -> None:
         places, taken = self.num_places, self.num_in_flight
@@ -373,17 +384,20 @@ class Service:
     def _request(self, ask: Ask, ids: Sequence[int], tenant: str) -> Request:
         params = ask.params
         if params.seed is None:
-            params = replace(params, seed=secrets.randbits(63))
+            params = replace(params, seed=secrets.randbits(53))  # any JSON reader keeps it exact
         name = f"r{next(self._numbers)}"
         return Request(name, tuple(ids), params, ask.priority, ask.salt, tenant, ask.deadline_ms)
 
     def _answer(self, ask: Ask, request: Request) -> Answer:
         tokenizer, params, ids = self.model.tokenizer, request.params, request.prompt_ids
-        return Answer(
+        answer = Answer(
             request,
             lambda: TextStream(tokenizer, params.stop, skip_special=ask.skip_special, prompt_ids=ids),
             lambda index: self.bridge.abort(request.request_id, index, FinishReason.STOP),
         )
+        if "miss" in ask.include:
+            answer.tokenizer = tokenizer
+        return answer
 
     # -- what the engine tells ------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from legato.server.ask import Result
 from legato.server.exchange import EVENTS
 from legato.server.jsonbody import dumps
 from legato.server.problems import Problem
-from legato.server.protocols.openai.parts import chat_logprobs, prompt_logprobs, reason_of, timings, usage
+from legato.server.protocols.openai.parts import chat_logprobs, measured, prompt_logprobs, reason_of, usage
 from legato.server.protocols.openai.words import error_event
 from legato.server.reading import Part, Thought
 from legato.server.service import AnswerStream
@@ -96,7 +96,7 @@ class ChatEncoder:
         return b"".join(out)
 
     def end(self, result: Result) -> bytes:
-        out = [] if self._last is None else [self._chunk(self._last, {"timings": timings(result)})]
+        out = [] if self._last is None else [self._chunk(self._last, measured(result, self._stream.ask.include))]
         if self._view.include_usage:
             thought = sum(reader.reasoning_tokens for reader in self._readers)
             counts = usage(result.prompt_tokens, result.completion_tokens, result.cached_tokens, thought)
@@ -131,7 +131,7 @@ class ChatEncoder:
                 result.cached_tokens,
                 sum(reader.reasoning_tokens for reader in self._readers),
             ),
-            "timings": timings(result),
+            **measured(result, self._stream.ask.include),
         }
         if self._params.prompt_logprobs is not None:
             shown["prompt_logprobs"] = prompt_logprobs(self._tokenizer, self._stream.prompt_logprobs(0))

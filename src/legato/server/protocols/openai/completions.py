@@ -17,7 +17,7 @@ from legato.server.exchange import EVENTS
 from legato.server.jsonbody import dumps
 from legato.server.problems import Problem
 from legato.server.protocols.openai.chat import DONE, PING
-from legato.server.protocols.openai.parts import TextLogprobs, prompt_logprobs, reason_of, timings, usage
+from legato.server.protocols.openai.parts import TextLogprobs, measured, prompt_logprobs, reason_of, usage
 from legato.server.protocols.openai.words import error_event
 from legato.server.service import AnswerStream
 
@@ -83,7 +83,7 @@ class CompletionEncoder:
         return b"".join(out)
 
     def end(self, result: Result) -> bytes:
-        out = [] if self._last is None else [self._chunk(self._last, {"timings": timings(result)})]
+        out = [] if self._last is None else [self._chunk(self._last, measured(result, self._stream.ask.include))]
         if self._view.include_usage:
             out.append(b"data: " + dumps({**self._head, "choices": [], "usage": self._usage(result)}) + b"\n\n")
         return b"".join([*out, DONE])
@@ -93,8 +93,8 @@ class CompletionEncoder:
 
     def whole(self, result: Result) -> bytes:
         choices = [self._whole_choice(index, output) for index, output in result.choices]
-        shown = {**self._head, "choices": choices, "usage": self._usage(result), "timings": timings(result)}
-        return dumps(shown)
+        shown = {**self._head, "choices": choices, "usage": self._usage(result)}
+        return dumps(shown | measured(result, self._stream.ask.include))
 
     def _whole_choice(self, index: int, output: Output) -> dict[str, Any]:
         view, prompt = self._view, index // self._params.n

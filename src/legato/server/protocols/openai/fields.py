@@ -84,6 +84,7 @@ class Common(msgspec.Struct):
     priority: int | None = None
     cache_salt: str | None = None
     deadline_ms: float | None = None
+    include: list[str] | None = None
 
 
 class ChatBody(Common, kw_only=True):

@@ -5,7 +5,7 @@ Knows: what each field means for sampling and prompts. Does not know: bytes of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from legato.server.protocols.openai.tooling import tools_of
 from legato.server.service import Service
 
 COMPLETION_MAX_TOKENS = 16  # the API's default for texts; conversations go on to the context's end
+INCLUDED = ("receipt", "miss")
 TEMPLATE_VARIABLES = ("enable_thinking", "thinking", "reasoning_effort", "date_string", "custom_instructions")
 
 
@@ -112,6 +113,7 @@ def _ask(body: Common, prompts: tuple[Prompt, ...], params: SamplingParams, pass
         salt=body.cache_salt or "",
         deadline_ms=body.deadline_ms,
         grammar_field=grammar_of(body)[1],
+        include=_include(body.include or ()),
         ignored=passed,
     )
 
@@ -182,6 +184,13 @@ def _prompts(given: str | list[Any], add_special: bool) -> list[Prompt]:
     if len({type(prompt) for prompt in prompts}) > 1:
         raise RequestError("prompt", "...", "texts only or token ids only")
     return prompts
+
+
+def _include(given: Sequence[str]) -> frozenset[str]:
+    for name in given:
+        if name not in INCLUDED:
+            raise RequestError("include", name, f"any of {', '.join(INCLUDED)}")
+    return frozenset(given)
 
 
 def _option(body: Common, name: str) -> bool:

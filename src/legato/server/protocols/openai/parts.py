@@ -5,6 +5,7 @@ Knows: the shapes of those objects. Does not know: where in an answer they stand
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,7 @@ from legato.core.sequence import FinishReason
 from legato.server.ask import Result
 from legato.text.tokenizer import Tokenizer
 
+_RECEIPT = ("receipt", "replay", "token_ids", "finish_reason", "outputs")
 REASONS = {
     FinishReason.STOP: "stop",
     FinishReason.LENGTH: "length",
@@ -42,6 +44,26 @@ def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int, reason
 def timings(result: Result) -> dict[str, Any]:
     """Milliseconds, rounded to a microsecond."""
     return {k: v if isinstance(v, int) else round(v, 3) for k, v in asdict(result.timings).items()}
+
+
+def measured(result: Result, include: Collection[str]) -> dict[str, Any]:
+    """What stands at an answer's end besides usage: timings, and what was asked for by `include`.
+
+    receipt  all that `legato replay` needs, when saved as a file
+    cache    as `generate --json` tells it: how much of the prompt was known, and why no more
+    Of several prompts both are lists, one entry a prompt.
+    """
+    shown: dict[str, Any] = {"timings": timings(result)}
+    told = [done.as_json() for done in result.completions] if include else []
+    if "receipt" in include:
+        shown["receipt"] = _one_or_all([{k: each[k] for k in _RECEIPT if k in each} for each in told])
+    if "miss" in include:
+        shown["cache"] = _one_or_all([each["cache"] for each in told])
+    return shown
+
+
+def _one_or_all(items: list[dict[str, Any]]) -> dict[str, Any] | list[dict[str, Any]]:
+    return items[0] if len(items) == 1 else items
 
 
 def chat_logprobs(tokenizer: Tokenizer, found: list[TokenLogprobs], as_ids: bool) -> list[dict[str, Any]]:
