@@ -1,7 +1,8 @@
 // Speeds of the linear kernels beside their walls: a plain read of the same bytes, and vpdpbusd from registers.
 //
 // Knows: kernels.h, this machine's clock. Does not know: models, the step program.
-// usage: bench_linear [stream|matrix|layer|walls]... [--isa NAME] [--threads N] [--kind NAME] [--k K] [--mb MB] [--runs N]
+// usage: bench_linear [stream|matrix|layer|walls]... [--isa NAME] [--threads N] [--kind NAME] [--k K] [--mb MB]
+//        [--runs N]
 //   stream  GEMV over a model-sized buffer (2 MiB pages, each thread its share of the blocks), GB/s of packed bytes
 //   layer   a prefill's linears
 //   matrix  one linear of K x K, one thread, GOP/s by number of rows
@@ -267,7 +268,8 @@ void bench_layer(const Kernels& k, const Options& options) {
       });
       total += times.best;
       operations += 2.0 * s.N * s.K * M;
-      std::printf(" | %s %4.0f (%4.0f)", s.name, 2e-9 * s.N * s.K * M / times.best, 2e-9 * s.N * s.K * M / times.median);
+      const double giga = 2e-9 * s.N * s.K * M;
+      std::printf(" | %s %4.0f (%4.0f)", s.name, giga / times.best, giga / times.median);
       munmap(const_cast<uint8_t*>(w.data), static_cast<size_t>(packed_bytes(W_Q4_1, s.N, s.K)));
     }
     std::printf(" | all %4.0f, %.2f us\n", operations / total / 1e9, total / M * 1e6);
