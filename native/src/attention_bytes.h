@@ -65,7 +65,7 @@ struct Bytes {
 
   template <int R>
   static bool weigh_whole(const Unit& u, const Span* spans, Step* steps) {
-    if constexpr (kSubs < kStretch) return false;
+    if constexpr (kSubs < kStretch || R > 4) return false;  // more queries would not stay in registers
     for (int r = 0; r < R; ++r)
       if (spans[r].begin != kRecord * u.first || spans[r].end != kRecord * (u.first + kStretch)) return false;
     I16 dot[kStretch][R];
