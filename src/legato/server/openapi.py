@@ -14,10 +14,11 @@ from legato import __version__
 from legato.server.exchange import Exchange
 from legato.server.jsonbody import dumps
 from legato.server.limits import ServerLimits
-from legato.server.problems import KINDS
+from legato.server.problems import KINDS, Problem
 from legato.server.protocols.openai.words import error_body
 from legato.server.routes import Route
 
+EXAMPLE = Problem(400, "a problem")
 STATUSES = {
     "400": "a field is wrong; the message names it, its value, what is allowed and the way out",
     "401": "a key is needed",
@@ -64,12 +65,13 @@ def document(routes: Sequence[Route], limits: ServerLimits) -> dict[str, Any]:
 
 
 def _operation(each: Route) -> dict[str, Any]:
+    kinds = [kind for kind in (each.answers, each.streams) if kind]
     shown: dict[str, Any] = {
         "summary": each.summary,
         "security": [] if each.open else [{}, {"key": []}],
         "responses": {
-            "200": {"description": "the answer", "content": {each.answers: {"schema": {}}}},
-            **{status: _refusal(text) for status, text in STATUSES.items()},
+            "200": {"description": "the answer", "content": {kind: {"schema": {}} for kind in kinds}},
+            **{status: _refusal(text, each) for status, text in STATUSES.items()},
         },
     }
     if each.stem is not None:
@@ -81,8 +83,18 @@ def _operation(each: Route) -> dict[str, Any]:
     return shown
 
 
-def _refusal(text: str) -> dict[str, Any]:
-    return {"description": text, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
+def _refusal(text: str, each: Route) -> dict[str, Any]:
+    """In the words of the route's own protocol."""
+    ours = each.words is error_body
+    schema = {"$ref": "#/components/schemas/Error"} if ours else _shape(msgspec.json.decode(each.words(EXAMPLE)))
+    return {"description": text, "content": {"application/json": {"schema": schema}}}
+
+
+def _shape(value: object) -> dict[str, Any]:
+    """The schema of objects and texts like these."""
+    if not isinstance(value, dict):
+        return {"type": "string"}
+    return {"type": "object", "required": list(value), "properties": {k: _shape(v) for k, v in value.items()}}
 
 
 def _error_schema() -> dict[str, Any]:

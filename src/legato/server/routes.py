@@ -24,7 +24,8 @@ class Route:
     words    how this protocol words a problem
     summary  one line for the API's description
     body     the type of the JSON body, None where there is none
-    answers  the content type of a 200, and the type of its JSON if it has one
+    answers  the content type of a 200
+    streams  that of one in pieces, where the body can ask for it
     """
 
     method: str
@@ -35,6 +36,7 @@ class Route:
     open: bool = False
     body: Any = None
     answers: str = "application/json"
+    streams: str = ""
 
     @property
     def stem(self) -> str | None:

@@ -54,7 +54,15 @@ def routes(service: Service) -> list[Route]:
     about = "The next message of a conversation, as Anthropic's API words it"
     counting = "How many tokens a conversation is"
     return [
-        Route("POST", "/v1/messages", generation(service, parse_messages), error_body, about, body=MessagesBody),
+        Route(
+            "POST",
+            "/v1/messages",
+            generation(service, parse_messages),
+            error_body,
+            about,
+            body=MessagesBody,
+            streams="text/event-stream",
+        ),
         Route("POST", "/v1/messages/count_tokens", count, error_body, counting, body=MessagesBody),
     ]
 

@@ -68,7 +68,8 @@ def routes(service: Service) -> list[Route]:
         raise Problem(501, text, code="not_supported")
 
     def post(path: str, handle: Any, about: str, body: Any = None) -> Route:
-        return Route("POST", path, handle, error_body, about, body=body)
+        kind = LINES.decode() if body in (ChatRequest, GenerateRequest) else ""
+        return Route("POST", path, handle, error_body, about, body=body, streams=kind)
 
     return [
         Route("GET", "/api/version", version, error_body, "The version of Ollama's API that is spoken"),

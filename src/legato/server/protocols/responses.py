@@ -36,7 +36,8 @@ IDS = {"text": "msg", "thought": "rs", "call": "fc"}
 def routes(service: Service) -> list[Route]:
     """The one route of this protocol."""
     about = "The next items of a conversation"
-    return [Route("POST", "/v1/responses", generation(service, parse), error_body, about, body=ResponsesBody)]
+    handle, kind = generation(service, parse), "text/event-stream"
+    return [Route("POST", "/v1/responses", handle, error_body, about, body=ResponsesBody, streams=kind)]
 
 
 def parse(body: bytes, service: Service) -> Asked | Ready:

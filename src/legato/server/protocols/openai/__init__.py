@@ -40,6 +40,7 @@ def routes(service: Service) -> list[Route]:
             error_body,
             "The answer to a conversation",
             body=ChatBody,
+            streams="text/event-stream",
         ),
         Route(
             "POST",
@@ -48,6 +49,7 @@ def routes(service: Service) -> list[Route]:
             error_body,
             "The continuation of a text",
             body=CompletionBody,
+            streams="text/event-stream",
         ),
         Route("POST", "/v1/embeddings", embeddings, error_body, "Not offered by models that generate text"),
     ]
