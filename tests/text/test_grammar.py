@@ -427,7 +427,7 @@ def test_a_compilation_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPa
     grammars.admit(regex("before"))
     first = grammars.worker_pid
     slow = schema(
-        {"type": "object", "properties": {f"q{i}": {"type": "string", "pattern": f"a{{{i}}}"} for i in range(900)}}
+        {"type": "object", "properties": {f"q{i}": {"type": "string", "pattern": f"a{{{i}}}"} for i in range(400)}}
     )
     with monkeypatch.context() as patch:
         patch.setattr("legato.text.grammar.TIME_LIMITS_S", dict.fromkeys(GrammarKind, 1e-3))

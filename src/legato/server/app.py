@@ -90,6 +90,10 @@ class App:
         if len(exchange.headers) > self.limits.headers or size > self.limits.header_bytes:
             text = f"at most {self.limits.headers} headers of {self.limits.header_bytes} bytes in all"
             raise Problem(431, text, code="headers_too_large", close=True)
+        version = exchange.scope["http_version"]
+        hosts = sum(name == b"host" for name, _ in exchange.headers)
+        if version not in ("1.0", "1.1") or hosts > 1 or (hosts == 0 and version == "1.1"):
+            raise Problem(400, "send HTTP/1.1 with one host header", code="invalid_http", close=True)
 
     def _quiet(self, exchange: Exchange) -> bool:
         """Probes come often, and say to their askers all that there is to say."""

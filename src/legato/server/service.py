@@ -40,6 +40,7 @@ from legato.text.template import ChatTemplate, checked_messages
 from legato.text.tokenizer import Tokenizer
 from legato.weights.source import digest
 
+MOST_CHARS = 256  # no vocabulary has tokens that are longer than this on the average of a whole prompt
 SALT = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
@@ -487,6 +488,11 @@ def prompt_ids(model: Model, prompt: Prompt, truncate: int | None = None) -> lis
         case Text():
             if not prompt.text:
                 raise RequestError("prompt", prompt.text, "text that is not empty")
+            most = MOST_CHARS * model.context_length
+            if truncate is None and len(prompt.text) > most:  # cutting it into tokens would take seconds
+                raise CapacityError(
+                    "prompt characters", len(prompt.text), most, "characters, for its context", "shorten the prompt"
+                )
             ids = model.tokenizer.encode(prompt.text, add_special=prompt.add_special)
         case Ids():
             ids = list(prompt.ids)

@@ -60,7 +60,7 @@ class Matcher:
             if back and not self._matcher.rollback(back):
                 raise GrammarFault("the grammar cannot be taken back")
             if wanted[same:] and not self._matcher.consume_tokens(wanted[same:]):
-                raise GrammarFault("the answer left its grammar")
+                raise GrammarFault(self._fault() if self._matcher.is_error() else "the answer left its grammar")
         self._certain = len(token_ids) - start
         self._ahead = list(accepted)
 

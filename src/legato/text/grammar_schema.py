@@ -60,6 +60,8 @@ def compilable(grammar: Grammar) -> str:
         case GrammarKind.REGEX:
             if size > MAX_REGEX:
                 raise _refused(grammar, f"a regular expression of at most {MAX_REGEX} bytes")
+            if (len(grammar.text) - len(grammar.text.rstrip("\\"))) % 2:
+                raise _refused(grammar, "a regular expression that does not end in a lone backslash")
             return text
         case GrammarKind.LARK:
             return _checked_lark(grammar)

@@ -138,6 +138,9 @@ def _complaint(vocabulary: Any, kind: str, text: str) -> str | None:
     allowed = matcher.compute_bitmask()
     if not any(allowed) or str(matcher.stop_reason()).startswith("NoExtension"):
         return "one that some answer matches"
+    first = next((i for i in range(256) if allowed[i // 8] >> (i % 8) & 1), None)
+    if first is not None and not matcher.is_error():  # what is too much for a parser often shows with the first byte
+        matcher.consume_tokens([first])
     if matcher.is_error():
         return one_line(matcher.get_error())
     return None

@@ -31,7 +31,7 @@ def grammar_of(body: Common) -> tuple[Grammar | None, str]:
         name = f"structured_outputs.{way[:60]}"
         if way not in _WAYS:
             raise RequestError(name, value, f"left out; one of {', '.join(_WAYS)} is understood")
-        if value is not None and value is not False:
+        if value is not None and (way, value) != ("json_object", False):
             asked[name] = way, value
     found |= {name: _of_way(name, way, value) for name, (way, value) in asked.items()}
     if len(found) > 1:
