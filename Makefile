@@ -23,7 +23,10 @@ test:            ## everything
 test-fast:       ## on every change
 	pytest -m "not slow"
 
-native-test:     ## the kernels' own tests, with address and undefined-behaviour sanitizers
+native-test:     ## the kernels' own tests, as shipped and with address and undefined-behaviour sanitizers
+	cmake -S . -B build/tests -G Ninja -DCMAKE_BUILD_TYPE=Release -DLEGATO_TESTS=ON
+	cmake --build build/tests
+	ctest --test-dir build/tests --output-on-failure
 	cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLEGATO_TESTS=ON -DLEGATO_SANITIZE=ON
 	cmake --build build/sanitize
 	ctest --test-dir build/sanitize --output-on-failure
