@@ -26,10 +26,10 @@ test-fast:       ## on every change
 native-test:     ## the kernels' own tests, as shipped and with address and undefined-behaviour sanitizers
 	cmake -S . -B build/tests -G Ninja -DCMAKE_BUILD_TYPE=Release -DLEGATO_TESTS=ON
 	cmake --build build/tests
-	ctest --test-dir build/tests --output-on-failure
+	ctest --test-dir build/tests -j 2 --output-on-failure
 	cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLEGATO_TESTS=ON -DLEGATO_SANITIZE=ON
 	cmake --build build/sanitize
-	ctest --test-dir build/sanitize --output-on-failure
+	ctest --test-dir build/sanitize -j 2 --output-on-failure
 
 bench:           ## the machine's walls, then the built-in model against them
 	legato calibrate

@@ -98,7 +98,7 @@ def streams(model: str | None) -> Iterator[dict[str, Any]]:
         parts, requests = llm.parts, Requests(llm.parts.vocab_size)
         bits = step_bits(parts.config, parts.blueprint, parts.backend)
         for count in (1, 2, 4, 8, 16, 32, 64):
-            done = drive(parts.engine, [requests.make(requests.tokens(DEPTH), 48) for _ in range(count)])
+            done = drive(parts.engine, [requests.make(requests.tokens(DEPTH), count + 40) for _ in range(count)])
             steps = [s for s in done.steps if s.prompt_tokens == 0 and s.num_seqs == count]
             rates = read_gb_s(parts.backend, parts.executor.threads, 0.25)
             laps = defaultdict(float)
@@ -106,7 +106,7 @@ def streams(model: str | None) -> Iterator[dict[str, Any]]:
                 for name, seconds in step.laps.items():
                     laps[name] += seconds
             seconds = sum(step.seconds for step in steps)
-            context = DEPTH + 24
+            context = DEPTH + count // 2 + 20
             kv = cost.decode_step_bytes(parts.spec, bits, parts.kv_format, context)
             weights = cost.decode_step_bytes(parts.spec, bits, parts.kv_format, 0)
             size = weights + count * (kv - weights)

@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define LG_ABI_VERSION 3
+#define LG_ABI_VERSION 4
 
 typedef enum lg_status {
   LG_OK = 0,
@@ -173,6 +173,8 @@ LG_API uint8_t* lg_kv_pages(lg_program* program);
 // Pages out of the store, or into it: count records of kv_page_bytes at `data`, each with all layers.
 LG_API int32_t lg_kv_read(lg_program* program, const int32_t* pages, int64_t count, uint8_t* data);
 LG_API int32_t lg_kv_write(lg_program* program, const int32_t* pages, int64_t count, const uint8_t* data);
+// Sequences of one row read pages that they share together where a layer's part of them has so many bytes or more.
+LG_API int32_t lg_join_from(lg_program* program, int64_t bytes);
 LG_API int32_t lg_step(lg_program* program, const lg_batch* batch);
 // Of the last step: num_logits rows of vocab_size floats, and the lowest index of each row's maximum (-1: a NaN).
 LG_API const float* lg_logits(const lg_program* program);

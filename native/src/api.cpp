@@ -144,6 +144,14 @@ int64_t lg_kv_page_bytes(int32_t kv_kind, int32_t kv_heads, int32_t head_dim, in
 void lg_program_free(lg_program* program) { delete program; }
 void lg_program_memory_use(const lg_program* program, lg_program_memory* out) { *out = program->inner.memory(); }
 
+int32_t lg_join_from(lg_program* program, int64_t bytes) {
+  return guarded([&] {
+    require(bytes >= 0, "a size is not negative");
+    Turn turn(program->inner.context());
+    program->inner.join_from(bytes);
+  });
+}
+
 int32_t lg_step(lg_program* program, const lg_batch* batch) {
   return guarded([&] {
     Turn turn(program->inner.context());

@@ -112,7 +112,8 @@ void AttendPlan::find_shared(const lg_batch& batch, int32_t page_size) {
     const int32_t* a = batch.page_table + int64_t{s - 1} * batch.table_stride;
     const int32_t* b = a + batch.table_stride;
     const int32_t whole = tokens / kTile * pages;
-    shared_[s] = static_cast<int32_t>(std::mismatch(a, a + whole, b).first - a) / pages;
+    const int32_t same = static_cast<int32_t>(std::mismatch(a, a + whole, b).first - a) / pages;
+    shared_[s] = same >= join_tiles_ ? same : 0;
   }
 }
 

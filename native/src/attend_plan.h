@@ -43,6 +43,8 @@ class AttendPlan {
 
   const AttendShape& shape() const { return shape_; }
   void build(const lg_batch& batch, int32_t page_size);
+  // Sequences are joined over what they share only from so many tiles on.
+  void join_from(int64_t tiles) { join_tiles_ = tiles; }
   const std::vector<AttendItem>& items() const { return items_; }
   // True when the row's other pieces are done too; `use` counts the layers of this step that ran the plan before.
   bool completes(const AttendItem& item, int32_t row, int32_t use);
@@ -81,6 +83,7 @@ class AttendPlan {
   const int32_t workers_;
   const int64_t partial_capacity_;
   int64_t partials_used_ = 0, partials_promised_ = 0, tokens_read_ = 0;
+  int64_t join_tiles_ = 1;
   std::vector<int32_t> shared_;  // tiles that a sequence shares with the one before it
   std::vector<Block> blocks_;
   std::vector<AttendItem> items_;

@@ -28,6 +28,8 @@ class Program {
  public:
   Program(Context& context, const lg_program_spec& spec);
 
+  // Sequences read what they share together only where a layer's part of it is at least this large.
+  void join_from(int64_t bytes);
   void step(const lg_batch& batch);
   Context& context() { return context_; }
   const float* logits() const { return step_.logits; }
@@ -61,6 +63,7 @@ class Program {
   const LogitsOp* logits_ = nullptr;  // the last operation
   std::vector<std::unique_ptr<AttendPlan>> plans_;
   std::vector<int32_t> plan_uses_;
+  std::vector<int64_t> plan_tile_bytes_;  // of one layer
   std::vector<KvLayout> layouts_;     // a layer
   std::vector<int64_t> layer_offsets_;
   std::vector<Buffer> buffers_;

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_decoders import Piece, RandomWeights, Shape, World, build, random_ids
 
-from legato.kernels.cpu import Library, NativeBackend
+from legato.kernels.cpu import Library, NativeBackend, NativeExecutor
 from legato.kernels.ops import KvFormat
 
 TILE, SIZE, PAGES = 256, 16, 320
@@ -23,7 +23,10 @@ def family(
 ) -> World:
     """Sequence i takes the first shared[i][1] tokens, and their pages, of sequence shared[i][0], and adds tails[i]."""
     backend = NativeBackend(threads=threads, library=library)
-    world = World(build(backend, RandomWeights(shape), kv=kv, num_pages=PAGES, max_tokens=640), [], SIZE, PAGES)
+    executor = build(backend, RandomWeights(shape), kv=kv, num_pages=PAGES, max_tokens=640)
+    assert isinstance(executor, NativeExecutor)
+    executor.join_from(0)  # so little would not be joined otherwise
+    world = World(executor, [], SIZE, PAGES)
     free = [int(p) for p in np.random.default_rng(5).permutation(PAGES)]
     tokens: list[list[int]] = []
     for i, ((other, count), tail) in enumerate(zip(shared, tails, strict=True)):

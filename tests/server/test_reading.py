@@ -44,6 +44,7 @@ LETTERS = cast(Tokenizer, Letters())
 
 def encoder(ask: Ask, template: str, prompt: str = "", **view: Any) -> ChatEncoder:
     stream = SimpleNamespace(
+        idle_since=0.0,
         ask=ask,
         service=SimpleNamespace(
             model=SimpleNamespace(name="tested", tokenizer=LETTERS), clock=lambda: 0.0, vllm_metrics=False

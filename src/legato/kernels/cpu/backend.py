@@ -122,6 +122,7 @@ class NativeExecutor:
         self.vocab_size = program.vocab_size
         self._lap_names = (*program.laps, "wait")
         self._native: _NativeProgram | None = _NativeProgram(context, program, sizes)
+        self._context = context
         self._step = context.library["lg_step"]
         self._batch = lib.BatchStruct()
         self._batch_ref = c.byref(self._batch)
@@ -157,6 +158,10 @@ class NativeExecutor:
         choice.top_p, choice.min_p, choice.top_k = top_p, min_p, top_k
         native.choose(self._choice_ref, self._token_ref)
         return self._token.value
+
+    def join_from(self, nbytes: int) -> None:
+        """Sequences read what they share together where a layer's part of it has so many bytes or more."""
+        self._context.library["lg_join_from"](self._open().pointer, nbytes)
 
     def laps_ns(self) -> dict[str, int]:
         """Nanoseconds that worker 0 spent on each kind of operation since the executor was made, and waiting."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from legato.errors import EngineError, LegatoError, UsageError
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 MAX_SEGMENTS = 4
 NO_HANDLE = -1
 _STEM = "legato_native"
@@ -219,6 +219,7 @@ _FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("lg_kv_pages", c.c_void_p, (c.c_void_p,)),
     ("lg_kv_read", _STATUS, (c.c_void_p, c.c_void_p, c.c_int64, c.c_void_p)),
     ("lg_kv_write", _STATUS, (c.c_void_p, c.c_void_p, c.c_int64, c.c_void_p)),
+    ("lg_join_from", _STATUS, (c.c_void_p, c.c_int64)),
     ("lg_step", _STATUS, (c.c_void_p, c.POINTER(BatchStruct))),
     ("lg_logits", c.c_void_p, (c.c_void_p,)),
     ("lg_argmax", c.c_void_p, (c.c_void_p,)),
