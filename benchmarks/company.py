@@ -94,7 +94,7 @@ def watch(llm: LLM, streams: list[Request], late: Request, pure: float) -> tuple
 
 
 def streams(model: str | None) -> Iterator[dict[str, Any]]:
-    with LLM(model, max_seqs=64, kv_memory="1G") as llm:
+    with LLM(model, max_seqs=64, kv_memory="1G", itl_slo_ms=60_000) as llm:  # whole steps of prompts
         parts, requests = llm.parts, Requests(llm.parts.vocab_size)
         bits = step_bits(parts.config, parts.blueprint, parts.backend)
         for count in (1, 2, 4, 8, 16, 32, 64):
