@@ -134,7 +134,7 @@ def main() -> None:
         rows.append({k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()})
         print(json.dumps(rows[-1]), flush=True)
     if asked.save:
-        print(save_record(asked.save, asked.what, sys.argv, {}, rows), file=sys.stderr)
+        print(save_record(asked.save, asked.what, [Path(sys.argv[0]).name, *sys.argv[1:]], {}, rows), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -132,7 +132,10 @@ def main() -> None:
     row = measure(asked.streams, asked.prompt, asked.decode, asked.rounds)
     print(json.dumps(row))
     if asked.save:
-        print(save_record(asked.save, "served", sys.argv, {"rounds": asked.rounds}, [row]), file=sys.stderr)
+        print(
+            save_record(asked.save, "served", [Path(sys.argv[0]).name, *sys.argv[1:]], {"rounds": asked.rounds}, [row]),
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":
