@@ -21,6 +21,7 @@ from legato.core.plan import Plan, SliceResult
 from legato.runtime.runner import Runner
 
 PATIENCE = 60.0
+MOMENT = 0.3  # that a person takes to see a prompt, at least
 
 
 class Program:
@@ -41,6 +42,8 @@ class Program:
         os.close(theirs)
 
     def press(self, keys: str) -> None:
+        if "\x03" in keys:  # Python's input() misses an interrupt in the instant between its prompt and its wait for keys
+            time.sleep(MOMENT)
         os.write(self._terminal, keys.encode())
 
     def wait_for(self, text: str) -> str:
