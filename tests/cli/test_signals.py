@@ -21,7 +21,7 @@ from legato.core.plan import Plan, SliceResult
 from legato.runtime.runner import Runner
 
 PATIENCE = 60.0
-MOMENT = 0.3  # that a person takes to see a prompt, at least
+MOMENT = 0.3  # between a prompt and Ctrl-C: in its first instant, before it waits for keys, input() misses an interrupt
 
 
 class Program:
@@ -42,7 +42,7 @@ class Program:
         os.close(theirs)
 
     def press(self, keys: str) -> None:
-        if "\x03" in keys:  # Python's input() misses an interrupt in the instant between its prompt and its wait for keys
+        if "\x03" in keys:
             time.sleep(MOMENT)
         os.write(self._terminal, keys.encode())
 
