@@ -174,9 +174,10 @@ def test_the_number_of_series_does_not_grow_with_what_comes(live: Live) -> None:
     async def one(method: str, path: str, body: bytes) -> None:
         scope = {
             "type": "http",
+            "http_version": "1.1",
             "method": method,
             "path": path,
-            "headers": [(b"content-type", b"application/json")],
+            "headers": [(b"host", b"here"), (b"content-type", b"application/json")],
             "client": None,
         }
         parts = [{"type": "http.request", "body": body, "more_body": False}]

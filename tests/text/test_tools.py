@@ -455,7 +455,10 @@ def test_thoughts_take_linear_time() -> None:
     for unit in ("\n", "<", "</think", "a "):
         times = []
         for size in (4_000, 16_000):
-            begun = time.process_time()
-            split((unit * size)[:size], True, list(range(size)))
-            times.append(time.process_time() - begun)
+            took = []
+            for _ in range(3):
+                begun = time.process_time()
+                split((unit * size)[:size], True, list(range(size)))
+                took.append(time.process_time() - begun)
+            times.append(min(took))
         assert times[1] < 10 * times[0] + 0.1

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from legato.assemble import Assembly
 from legato.core.events import Event
+from legato.core.plan import Plan
 from legato.core.request import Request
 from legato.core.sequence import FinishReason
 from legato.engine import Engine, EngineStats
@@ -132,6 +133,7 @@ class EngineThread:
         self._ready: asyncio.Future[Assembly] = loop.create_future()
         self._snapshot: Snapshot | None = None
         self._busy_since: float | None = None
+        self._hang_after_s = 0.0
         self._engine: Engine | None = None
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
@@ -168,7 +170,10 @@ class EngineThread:
         since = self._busy_since
         busy_s = 0.0 if since is None else self._clock() - since
         dead = self._ready.done() and not self._thread.is_alive() and not self._closing
-        limit_s = MIN_HANG_S if self._engine is None else _hang_limit(self._engine)
+        plan = None if self._engine is None else self._engine.in_flight
+        if self._engine is not None and plan is not None:
+            self._hang_after_s = _hang_limit(self._engine, plan)
+        limit_s = max(MIN_HANG_S, self._hang_after_s)
         return Pulse(dead, busy_s > limit_s, busy_s, limit_s)
 
     def close(self) -> None:
@@ -270,14 +275,13 @@ class EngineThread:
             return
 
 
-def _hang_limit(engine: Engine) -> float:
-    """What the step that is being run may take: many times what is expected of it. Called on the event loop.
+def _hang_limit(engine: Engine, plan: Plan) -> float:
+    """What the step being run may take: many times what is expected of it. Called on the event loop.
 
-    The engine writes its plan and the costs without a lock: the figure may be that of the step before.
+    The engine writes its plan and the costs without a lock: the figure may be that of the step before. Right before
+    and after a step there is no plan, and the last figure stands.
     """
-    plan = engine.in_flight
-    expected = 0.0 if plan is None else engine.model.seconds(Load.of_plan(plan))
-    return max(MIN_HANG_S, HANG_FACTOR * expected)
+    return max(MIN_HANG_S, HANG_FACTOR * engine.model.seconds(Load.of_plan(plan)))
 
 
 def _warm(engine: Engine) -> None:
