@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from legato.core.request import Grammar
+from legato.text.grammar import Grammars
+
 WORDS = (b'{"', b'":', b'", "', b"true", b"false", b"null", b"10", b"aa", b"\xc3\xa9", b"<|tool|>")
 EOS = 256 + len(WORDS)
 CONTROL = EOS + 1
@@ -31,3 +34,15 @@ class BytesTokenizer:
 def text_of(ids: list[int]) -> str:
     tokenizer = BytesTokenizer()
     return b"".join(tokenizer.token_bytes(i) for i in ids if i < EOS).decode("utf-8", "replace")
+
+
+def matches(grammars: Grammars, grammar: Grammar, text: str) -> bool:
+    """Whether `text` is a whole answer."""
+    grammars.admit(grammar)
+    matcher, ids = grammars.matcher(grammar), list(text.encode())
+    for i, byte in enumerate(ids):
+        matcher.follow(ids[:i], 0, [])
+        if not matcher.takes(byte):
+            return False
+    matcher.follow(ids, 0, [])
+    return matcher.takes(EOS)

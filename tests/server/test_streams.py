@@ -173,7 +173,7 @@ def test_a_failed_step_keeps_its_reasons_to_itself(alphabet: Path) -> None:
     with running(echo_assembly(alphabet)) as live:
 
         def during(plan: Plan) -> None:
-            raise ZeroDivisionError("secret at 0xdeadbeef in /root/x.py")
+            raise ZeroDivisionError("secret at 0xdeadbeef in /srv/x.py")
 
         live.parts.runner.during = during  # type: ignore[attr-defined]
         reply = live.post(TEXT, {"prompt": [1]})

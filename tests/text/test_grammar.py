@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from bytes_vocabulary import CONTROL, EOS, BytesTokenizer
+from bytes_vocabulary import CONTROL, EOS, BytesTokenizer, matches
 
 from legato.core.request import Grammar, GrammarKind
 from legato.errors import RequestError
@@ -35,18 +35,6 @@ def grammars() -> Iterator[Grammars]:
     made = Grammars(BytesTokenizer(), BytesTokenizer.vocab_size)  # type: ignore[arg-type]
     yield made
     made.close()
-
-
-def matches(grammars: Grammars, grammar: Grammar, text: str) -> bool:
-    """Whether `text` is a whole answer."""
-    grammars.admit(grammar)
-    matcher, ids = grammars.matcher(grammar), list(text.encode())
-    for i, byte in enumerate(ids):
-        matcher.follow(ids[:i], 0, [])
-        if not matcher.takes(byte):
-            return False
-    matcher.follow(ids, 0, [])
-    return matcher.takes(EOS)
 
 
 def nested(depth: int, key: str = "properties") -> Any:

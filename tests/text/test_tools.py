@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import templates
-from bytes_vocabulary import SIZE, BytesTokenizer
+from bytes_vocabulary import SIZE, BytesTokenizer, matches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from legato.core.request import Grammar, GrammarKind
+from legato.core.request import GrammarKind
 from legato.errors import RequestError
 from legato.text.grammar import Grammars
 from legato.text.reasoning import ReasoningSplit, opened_by, thinks
@@ -238,27 +238,16 @@ def grammars() -> Iterator[Grammars]:
     made.close()
 
 
-def in_grammar(grammars: Grammars, grammar: Grammar, text: str) -> bool:
-    grammars.admit(grammar)
-    matcher, ids = grammars.matcher(grammar), list(text.encode())
-    for i, byte in enumerate(ids):
-        matcher.follow(ids[:i], 0, [])
-        if not matcher.takes(byte):
-            return False
-    matcher.follow(ids, 0, [])
-    return matcher.takes(BytesTokenizer.eos_ids[0])
-
-
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: f.name)
 def test_a_forced_call_is_written_as_it_is_read(grammars: Grammars, form: ToolForm) -> None:
     one = calls_grammar(form, TOOLS, forced=True, parallel=False, control=lambda text: None)
     many = calls_grammar(form, TOOLS, forced=True, parallel=True, control=lambda text: None)
     assert one is not None and many is not None
     calls = [("add", '{"a": 1, "s": "x"}'), ("now", "{}")]
-    assert in_grammar(grammars, one, written(form, calls[:1])) and in_grammar(grammars, many, written(form, calls[:1]))
-    assert in_grammar(grammars, many, written(form, calls)) and not in_grammar(grammars, one, written(form, calls))
+    assert matches(grammars, one, written(form, calls[:1])) and matches(grammars, many, written(form, calls[:1]))
+    assert matches(grammars, many, written(form, calls)) and not matches(grammars, one, written(form, calls))
     for wrong in ("", "hello", written(form, [("add", '{"s": "x"}')]), written(form, [("sub", "{}")])):
-        assert not in_grammar(grammars, many, wrong)
+        assert not matches(grammars, many, wrong)
 
 
 @pytest.mark.parametrize("form", [f for f in FORMS if not f.bare], ids=lambda f: f.name)
@@ -267,14 +256,14 @@ def test_text_may_stand_around_calls_but_a_call_begun_is_right(grammars: Grammar
     assert free is not None
     good = written(form, [("add", '{"a": 1}'), ("now", "{}")])
     for text in ("", "hello < {[", good, f"I see.\n{good}", f"{good} Done."):
-        assert in_grammar(grammars, free, text), text
+        assert matches(grammars, free, text), text
     for text in (
         form.opener,
         f"so {form.opener} what",
         written(form, [("add", '{"s": "x"}')]),
         written(form, [("sub", "{}")]),
     ):
-        assert not in_grammar(grammars, free, text), text
+        assert not matches(grammars, free, text), text
 
 
 def test_a_control_token_opens_a_call_where_the_vocabulary_has_one(grammars: Grammars) -> None:
@@ -325,8 +314,8 @@ def test_references_within_parameters_stay_whole(grammars: Grammars) -> None:
     tools = checked_tools([{"type": "function", "function": {"name": "grow", "parameters": tree}}])
     grammar = calls_grammar(HERMES, tools, forced=True, parallel=False, control=lambda text: None)
     assert grammar is not None and grammar.kind is GrammarKind.LARK
-    assert in_grammar(grammars, grammar, written(HERMES, [("grow", '{"t": {"l": {"l": {}}}}')]))
-    assert not in_grammar(grammars, grammar, written(HERMES, [("grow", '{"t": {"m": 1}}')]))
+    assert matches(grammars, grammar, written(HERMES, [("grow", '{"t": {"l": {"l": {}}}}')]))
+    assert not matches(grammars, grammar, written(HERMES, [("grow", '{"t": {"m": 1}}')]))
 
 
 # -- telling ------------------------------------------------------------------------------------------------------
