@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from statistics import median
 
 import numpy as np
 
+from legato import __version__
 from legato.bench.drive import Requests, drive
 from legato.core.plan import Plan, Slice
 from legato.core.request import Request
@@ -19,7 +21,7 @@ from legato.core.spec import Activation, ArchSpec, AttentionSpec, LayerSpec, Mlp
 from legato.engine import Engine
 from legato.kernels.ops import Backend, Executor, KvFormat
 from legato.measure import cost
-from legato.measure.machine import READ_BYTES, Walls
+from legato.measure.machine import READ_BYTES, Machine, ProductRate, cpu_name, total_memory
 from legato.models.decoder import Decoder, LayerWeights, NormWeights
 from legato.runtime.pack import pack
 from legato.runtime.runner import Runner
@@ -33,7 +35,7 @@ PAGE_SIZE = 16
 _NORM = NormSpec(NormKind.RMS, 1e-5)
 
 
-def measure_walls(backend: Backend, isa: str, threads: int, seconds: float, report: Report) -> Walls:
+def measure_walls(backend: Backend, isa: str, threads: int, seconds: float, report: Report) -> Machine:
     """About `seconds` a figure. `backend` is used for the products and the step, all of its threads."""
     plain = backend.name == "reference"  # it multiplies float32 whatever the format: no rate of it is a wall
     kv_format = KvFormat.F32 if plain else KvFormat.INT8
@@ -51,9 +53,27 @@ def measure_walls(backend: Backend, isa: str, threads: int, seconds: float, repo
         report.advance(1)
     finally:
         report.done()
+    products = tuple(
+        ProductRate(
+            str(fmt), 8 * fmt.block_bytes / fmt.block, 1024, {int(n): 2 * int(n) / t / 1e12 for n, t in by.items()}
+        )
+        for fmt, by in rates.items()
+    )
     bf16 = rates.pop(WeightFormat.BF16, {})
     int8 = {str(fmt): by_rows for fmt, by_rows in rates.items()}
-    return Walls(isa, threads, reading, int8, bf16, overhead)
+    return Machine(
+        name=cpu_name(),
+        isa=isa,
+        threads=threads,
+        version=__version__,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        memory_bytes=total_memory(),
+        read_gb_s=reading,
+        int8_tops=int8,
+        bf16_tflops=bf16,
+        step_overhead_us=overhead,
+        products=products,
+    )
 
 
 def read_gb_s(backend: Backend, threads: int, seconds: float) -> list[float]:

@@ -14,6 +14,8 @@ import click
 from legato.cli.options import config_of, json_option, machine_options, save_option
 from legato.cli.terminal import Terminal
 
+SHOWN = ("isa", "threads", "read_gb_s", "int8_tops", "bf16_tflops", "step_overhead_us")
+
 
 @click.command("calibrate")
 @machine_options
@@ -31,7 +33,7 @@ def command(seconds: float, save: Path | None, as_json: bool, **options: Any) ->
     backend, isa, threads = open_backend(config)
     with terminal.bar() as bar:
         walls = measure_walls(backend, isa, threads, seconds, bar)
-    shown = {name: _short(value) for name, value in asdict(walls).items()}
+    shown = {name: _short(value) for name, value in asdict(walls).items() if name in SHOWN}
     save_rows(save, "calibrate", {"seconds": seconds}, [shown], terminal)
     if as_json:
         terminal.json(shown)

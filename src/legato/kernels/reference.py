@@ -20,7 +20,7 @@ import numpy as np
 from legato.core.spec import Activation, ArchSpec, AttentionSpec, NormKind, NormSpec, RopeSpec
 from legato.kernels.choice import choose
 from legato.kernels.ops import Act, Batch, ByteArray, FloatArray, IntArray, KvFormat, Ops
-from legato.measure.machine import read_seconds
+from legato.kernels.reading import read_seconds
 from legato.weights.tensor import Tensor
 
 # Scores of one block of query rows stay under this many numbers, so that long contexts fit in memory.

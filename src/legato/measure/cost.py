@@ -156,12 +156,12 @@ def attention_flops(spec: ArchSpec, start: int, rows: int) -> int:
     total = 0
     for layer in spec.layers:
         attention = layer.attention
-        pairs = _pairs(start, rows, attention.window)
+        pairs = visible_pairs(start, rows, attention.window)
         total += 4 * pairs * attention.q_size
     return total
 
 
-def _pairs(start: int, rows: int, window: int | None) -> int:
+def visible_pairs(start: int, rows: int, window: int | None) -> int:
     """Sum over positions p = start .. start + rows - 1 of min(p + 1, window)."""
 
     def upto(n: int) -> int:

@@ -1,59 +1,109 @@
-"""This machine: how fast it reads memory, and the walls that follow from it.
+"""A machine as predictions need it: how fast it reads memory, multiplies matrices and attends.
 
-Knows: arrays, threads, clocks, /proc. Does not know: models, kernels (rates of their products are handed in).
+Knows: rates, where they come from (measured by `legato calibrate`, or a data sheet), how they are written to a file.
+Does not know: how anything is measured (`bench.walls`), models, what is predicted with it (`measure.predict`).
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import threading
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 READ_BYTES = 128 << 20  # far beyond any cache of a core, and the size of a step
 
 
 @dataclass(frozen=True, slots=True)
-class Walls:
-    """What `legato calibrate` prints. A rate that cannot be measured here is absent.
+class ProductRate:
+    """Matrix products in one weight format, of square-ish matrices as wide as a made-up model of `width`.
 
-    read_gb_s         10^9 bytes a second, by number of threads ("1" and "all"); the median pass
+    bits     a weight, scales included: 4.5, 5, 8.5, 16
+    seconds  a weight, by rows that are multiplied together (reading it included, each step from memory)
+    """
+
+    format: str
+    bits: float
+    width: int
+    seconds: dict[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """What a maker promises, and what part of it is assumed to be reached.
+
+    tops       10^12 operations a second by the bits of a weight up to which they hold: {8: 1979, 16: 989}
+    read, compute, attention   the part of the promised rates that is assumed: of memory, products, attention
+    layer_us   microseconds that each layer costs beside its bytes and operations (launches, barriers)
+    """
+
+    tops: dict[float, float]
+    read: float = 0.8
+    compute: float = 0.5
+    attention: float = 0.35
+    layer_us: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What `legato calibrate` prints and keeps, or what a data sheet says. What was not measured is absent.
+
+    name              processor or accelerator, for a person
+    isa, threads      what was measured with; "" and 0 of a data sheet
+    version           of the library that was measured; "" of a data sheet
+    date              when it was measured, ISO; "" of a data sheet
+    memory_bytes      what weights, keys and values have to fit into; None: not known
+    read_gb_s         10^9 bytes a second, by number of threads ("1" and "all")
     int8_tops         10^12 operations a second of 4-bit and 8-bit matrix products, by format, then rows
     bf16_tflops       the same of bf16 weights, by rows
     step_overhead_us  a whole engine step around a model of almost no work
+    products          the rates that predictions use, by format and width
+    spread            what a predicted time is multiplied by for its low and high end
+    sheet             None: measured
     """
 
+    name: str
     isa: str
     threads: int
+    version: str
+    date: str
+    memory_bytes: int | None
     read_gb_s: dict[str, float]
     int8_tops: dict[str, dict[str, float]] = field(default_factory=dict)
     bf16_tflops: dict[str, float] = field(default_factory=dict)
     step_overhead_us: float | None = None
+    products: tuple[ProductRate, ...] = ()
+    spread: tuple[float, float] = (0.8, 1.25)
+    sheet: Sheet | None = None
 
+    @property
+    def read_bytes_s(self) -> float:
+        """Bytes of memory a second that predictions count on."""
+        return self.read_gb_s["all"] * 1e9 * (self.sheet.read if self.sheet else 1.0)
 
-def read_seconds(nbytes: int, threads: int, passes: int) -> list[float]:
-    """Seconds of each of `passes` readings of `nbytes`, cut evenly between threads, by numpy."""
-    data = np.ones(nbytes // 8, np.int64)
-    parts = np.array_split(data, threads)
-    return [_pass_seconds(parts) for _ in range(passes)]
-
-
-def _pass_seconds(parts: list[NDArray[np.int64]]) -> float:
-    """One pass; numpy sums without holding Python's lock, so threads really read at once."""
-    workers = [threading.Thread(target=part.sum) for part in parts[1:]]
-    start = time.perf_counter()
-    for worker in workers:
-        worker.start()
-    parts[0].sum()
-    for worker in workers:
-        worker.join()
-    return time.perf_counter() - start
+    @classmethod
+    def from_sheet(
+        cls,
+        name: str,
+        *,
+        memory_gb_s: float,
+        tops: Mapping[float, float],
+        memory_bytes: int,
+        read: float = 0.8,
+        compute: float = 0.5,
+        attention: float = 0.35,
+        layer_us: float = 5.0,
+        step_overhead_us: float = 200.0,
+        spread: tuple[float, float] = (0.7, 1.5),
+    ) -> Machine:
+        """A machine nobody has measured; see `Sheet` for the assumptions."""
+        sheet = Sheet(dict(tops), read, compute, attention, layer_us)
+        return cls(
+            name, "", 0, "", "", memory_bytes, {"all": memory_gb_s}, step_overhead_us=step_overhead_us, spread=spread,
+            sheet=sheet,
+        )  # fmt: skip
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

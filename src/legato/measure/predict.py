@@ -1,0 +1,294 @@
+"""How long steps will take, in closed form: a model's shape times a machine's rates, before anything was run.
+
+Knows: `ArchSpec`, bits a weight by role, a `Machine`. Does not know: weights, arrays, steps that were taken.
+
+    Predictor(spec, bits, kv_format, machine).itl(depth, streams)   -> StepTime of one step of so many streams
+                                             .ttft(prompt, cached)  -> StepTime of a lone prompt's steps, in chunks
+                                             .step(pieces)          -> StepTime of any step
+                                             .step_cost()           -> StepCost, what the scheduler starts from
+    seconds_of(work, machine)                                       -> StepTime of any `Work`, also of models that no
+                                                                       ArchSpec describes (experts, latent attention)
+
+A `Work` is what must be done: matrix products, looking back, a step's own cost. A `StepTime` says what each of it
+costs; its `seconds` are the sum, between `low` and `high`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import log
+
+from legato.core.spec import ArchSpec
+from legato.measure import cost
+from legato.measure.cost import Role
+from legato.measure.machine import Machine, ProductRate
+from legato.measure.step_time import DENSE, StepCost
+
+CHUNK = 512  # rows of a prompt that a step carries, unless told otherwise (the setting max_step_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """`count` matrices of outputs x inputs at `bits` a weight, each read once and multiplied with `rows` rows."""
+
+    outputs: int
+    inputs: int
+    bits: float
+    rows: int
+    count: int = 1
+
+    @property
+    def weights(self) -> int:
+        return self.outputs * self.inputs * self.count
+
+    @property
+    def nbytes(self) -> float:
+        return self.weights * self.bits / 8
+
+
+@dataclass(frozen=True, slots=True)
+class Attend:
+    """`rows` queries of one sequence looking back in `count` layers, for `streams` sequences alike.
+
+    tokens   keys and values that are read in a layer: all that any of the rows sees
+    pairs    query-key pairs of one query head in a layer
+    q_size   numbers of a token's queries: heads x head_dim
+    kv_size  bytes of one token's keys and values in a layer
+    """
+
+    rows: int
+    tokens: int
+    pairs: int
+    q_size: int
+    kv_size: float
+    count: int = 1
+    streams: int = 1
+
+    @property
+    def nbytes(self) -> float:
+        return self.tokens * self.kv_size * self.count * self.streams
+
+    @property
+    def operations(self) -> int:
+        return 4 * self.pairs * self.q_size * self.count * self.streams
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One step: `rows` tokens of `seqs` sequences through `layers` layers."""
+
+    rows: int
+    seqs: int
+    layers: int
+    products: tuple[Product, ...]
+    attends: tuple[Attend, ...]
+
+    @property
+    def weight_bytes(self) -> float:
+        return sum(p.nbytes for p in self.products)
+
+    @property
+    def kv_bytes(self) -> float:
+        return sum(a.nbytes for a in self.attends)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Seconds, by what they are spent on. Of several steps it is the sum.
+
+    weights    reading the weights that the products need, at the speed of plain reading
+    products   what the products take beyond that
+    kv         reading keys and values, at the speed of plain reading
+    attention  what looking back takes beyond that
+    layers     each layer's own cost: barriers, launches
+    host       scheduling, packing, choosing tokens
+    spread     what `seconds` is multiplied by for its low and its high end
+    """
+
+    weights: float = 0.0
+    products: float = 0.0
+    kv: float = 0.0
+    attention: float = 0.0
+    layers: float = 0.0
+    host: float = 0.0
+    spread: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def seconds(self) -> float:
+        return self.weights + self.products + self.kv + self.attention + self.layers + self.host
+
+    @property
+    def low(self) -> float:
+        return self.seconds * self.spread[0]
+
+    @property
+    def high(self) -> float:
+        return self.seconds * self.spread[1]
+
+    @property
+    def limit(self) -> str:
+        """What most of it is spent on: the name of a field."""
+        names = [f.name for f in fields(self) if f.name != "spread"]
+        return max(names, key=lambda name: float(getattr(self, name)))
+
+    def __add__(self, other: StepTime) -> StepTime:
+        parts = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "spread"}
+        low, high = (max(a, b, key=lambda x: abs(x - 1.0)) for a, b in zip(self.spread, other.spread, strict=True))
+        return StepTime(**parts, spread=(low, high))
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Positions [start, start + length) of one sequence, the last `logits` of which want logits."""
+
+    start: int
+    length: int
+    logits: int = 1
+
+
+class Predictor:
+    """One model on one machine.
+
+    bits       a weight, by what it is for (`cost.Role`), scales included
+    kv_format  f32, bf16, int8 or int4
+    """
+
+    def __init__(self, spec: ArchSpec, bits: Mapping[Role, float], kv_format: str, machine: Machine) -> None:
+        self.spec, self.bits, self.kv_format, self.machine = spec, dict(bits), kv_format, machine
+
+    def itl(self, depth: int, streams: int = 1) -> StepTime:
+        """A step of `streams` streams, each of which has `depth` tokens computed and computes one more."""
+        return self.step([(Piece(depth, 1), streams)])
+
+    def ttft(self, prompt: int, cached: int = 0, chunk: int = CHUNK) -> StepTime:
+        """All steps of a lone prompt up to its first token; its first `cached` tokens need not be computed.
+
+        A fully cached prompt computes its last token again.
+        """
+        total = StepTime(spread=self.machine.spread)
+        for piece in chunks(min(cached, prompt - 1), prompt, chunk):
+            total += self.step([(piece, 1)])
+        return total
+
+    def step(self, pieces: Sequence[tuple[Piece, int]]) -> StepTime:
+        """A step of pieces, each with the number of sequences that have one just like it."""
+        return seconds_of(step_work(self.spec, self.bits, self.kv_format, pieces), self.machine)
+
+    def step_cost(self) -> StepCost:
+        """The same in the six costs that the scheduler's model starts from."""
+        tiny = 1e-9
+        few, many = DENSE, 16 * DENSE
+        one = self.step([(Piece(0, 1), 1)]).seconds
+        some = self.step([(Piece(0, 1, 0), few)]).seconds
+        bare = self.step([(Piece(0, 1, 0), 1)]).seconds
+        dense = self.step([(Piece(0, 1, 0), many)]).seconds
+        row = max(tiny, (some - bare) / (few - 1))
+        deep = self.step([(Piece(4095, 1), 1)]).seconds
+        start, end = (self.step([(Piece(at, 256, 0), 1)]) for at in (0, 4096 - 256))
+        kv = max(tiny, (deep - one) / 4095)
+        visits = 256 * (4096 - 256)
+        return StepCost(
+            step=max(tiny, bare - row),
+            row=row,
+            dense_row=max(tiny, (dense - some) / (many - few) - row),
+            kv_token=kv,
+            visit=max(tiny * 1e-3, (end.seconds - start.seconds - (4096 - 256) * kv) / visits),
+            logit_row=max(tiny, one - bare),
+        )
+
+
+def chunks(start: int, end: int, most: int) -> Iterator[Piece]:
+    """How a lone prompt is cut: steps of at most `most` rows; the last one's last row wants logits."""
+    while start < end:
+        length = min(most, end - start)
+        yield Piece(start, length, int(start + length == end))
+        start += length
+
+
+def step_work(spec: ArchSpec, bits: Mapping[Role, float], kv_format: str, pieces: Iterable[tuple[Piece, int]]) -> Work:
+    """What a step of these pieces (each with how many sequences have it) has to do."""
+    pieces = list(pieces)
+    rows = sum(piece.length * many for piece, many in pieces)
+    logits = sum(piece.logits * many for piece, many in pieces)
+    shapes: dict[cost.Matrix, int] = {}
+    looks: dict[tuple[int | None, int, float], int] = {}
+    for layer in spec.layers:
+        for matrix in cost.layer_matrices(spec, layer):
+            shapes[matrix] = shapes.get(matrix, 0) + 1
+        a = layer.attention
+        kv_size = float(a.num_kv_heads * cost.kv_head_bytes(kv_format, a.head_dim))
+        look = (a.window, a.q_size, kv_size)
+        looks[look] = looks.get(look, 0) + 1
+    products = [Product(m.rows, m.cols, bits[m.role], rows, count) for m, count in shapes.items()]
+    if logits:
+        products.append(Product(spec.vocab_size, spec.d_model, bits[Role.HEAD], logits))
+    attends = [
+        Attend(p.length, _tokens(p, window), _pairs(p, window), q_size, kv_size, count, many)
+        for p, many in pieces
+        for (window, q_size, kv_size), count in looks.items()
+    ]
+    return Work(rows, sum(many for _, many in pieces), spec.num_layers, tuple(products), tuple(attends))
+
+
+def _tokens(piece: Piece, window: int | None) -> int:
+    end = piece.start + piece.length
+    return end if window is None else min(end, window + piece.length - 1)
+
+
+def _pairs(piece: Piece, window: int | None) -> int:
+    return cost.visible_pairs(piece.start, piece.length, window)
+
+
+def seconds_of(work: Work, machine: Machine) -> StepTime:
+    """What `work` takes on `machine`."""
+    reading = work.weight_bytes / machine.read_bytes_s
+    multiplying = sum(_product_seconds(p, machine) for p in work.products)
+    kv = work.kv_bytes / machine.read_bytes_s
+    looking = sum(_attend_seconds(a, machine) for a in work.attends)
+    return StepTime(
+        weights=min(reading, multiplying),
+        products=max(0.0, multiplying - reading),
+        kv=min(kv, looking),
+        attention=max(0.0, looking - kv),
+        layers=(machine.sheet.layer_us if machine.sheet else 0.0) * 1e-6 * work.layers,
+        host=(machine.step_overhead_us or 0.0) * 1e-6,
+        spread=machine.spread,
+    )
+
+
+def _product_seconds(product: Product, machine: Machine) -> float:
+    if not machine.products:
+        read = product.nbytes / machine.read_bytes_s
+        return max(read, 2.0 * product.weights * product.rows / _operations_s(product.bits, machine))
+    rates = sorted(machine.products, key=lambda rate: (abs(rate.bits - product.bits), -rate.width))
+    return product.weights * _at(rates[0], product.rows)
+
+
+def _attend_seconds(attend: Attend, machine: Machine) -> float:
+    read = attend.nbytes / machine.read_bytes_s
+    if machine.sheet is None:
+        return read
+    part = machine.sheet.attention / machine.sheet.compute
+    return max(read, attend.operations / (part * _operations_s(16, machine)))
+
+
+def _operations_s(bits: float, machine: Machine) -> float:
+    """Operations a second of a data sheet for weights of so many bits; the widest known one beyond all."""
+    assert machine.sheet is not None
+    tops = machine.sheet.tops
+    fit = min((b for b in tops if b >= bits), default=max(tops))
+    return tops[fit] * 1e12 * machine.sheet.compute
+
+
+def _at(rate: ProductRate, rows: int) -> float:
+    """Seconds a weight at so many rows: straight lines between the logarithms; beyond the last, in proportion."""
+    points = sorted(rate.seconds.items())
+    if rows >= points[-1][0]:
+        return points[-1][1] * rows / points[-1][0]
+    low = max((p for p in points if p[0] <= rows), default=points[0])
+    high = min(p for p in points if p[0] >= rows)
+    if low[0] == high[0]:
+        return low[1]
+    part = log(rows / low[0]) / log(high[0] / low[0])
+    return float(low[1] * (high[1] / low[1]) ** part)
