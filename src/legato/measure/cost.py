@@ -1,17 +1,62 @@
 """Bytes and operations of an engine's work, in closed form.
 
-Knows: an `ArchSpec`, token counts, bytes a number. Does not know: how anything is done, measured times, arrays.
+Knows: a model's shape (of an `ArchSpec`, or of what Legato does not run), token counts, bytes a number.
+Does not know: how anything is done, measured times, arrays.
 
-Figures count what must move or be computed at least once; a backend's padding is not part of them.
+Figures count what must move or be computed at least once; a backend's padding is not part of them. What a step or a
+whole generation costs, all kinds together, is `measure.tally`.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import TypeAlias
 
-from legato.core.spec import ArchSpec, AttentionSpec, LayerSpec, MlpKind
+from legato.core.spec import ArchSpec, LayerSpec
+from legato.measure.shape import (
+    AttentionShape,
+    LayerShape,
+    Matrix,
+    ModelShape,
+    Role,
+    layer_shape,
+    shape_of,
+)
+
+__all__ = [
+    "Matrix",
+    "Role",
+    "attention_comparisons",
+    "attention_flops",
+    "decode_positions",
+    "decode_step_bytes",
+    "kv_bytes",
+    "kv_bytes_per_token",
+    "kv_head_bytes",
+    "kv_read_bytes",
+    "layer_kv_bytes",
+    "layer_matrices",
+    "linear_flops",
+    "matrices",
+    "naive_positions",
+    "pair_flops",
+    "prefill_flops",
+    "score_matrix_bytes",
+    "shape",
+    "stored_weight_bytes",
+    "visible_pairs",
+    "weight_bytes",
+    "weight_read_bytes",
+]
+
+Model: TypeAlias = ArchSpec | ModelShape
+
+
+def shape(model: Model) -> ModelShape:
+    return model if isinstance(model, ModelShape) else shape_of(model)
+
+
+# --- positions ---
 
 
 def naive_positions(tokens: int) -> int:
@@ -34,145 +79,188 @@ def score_matrix_bytes(tokens: int, bytes_each: int = 2) -> int:
     return tokens * tokens * bytes_each
 
 
+def visible_pairs(start: int, rows: int, window: int | None) -> int:
+    """Query-key pairs of one head: the sum over positions p = start .. start + rows - 1 of min(p + 1, window)."""
+    return _pairs_before(start + rows, window) - _pairs_before(start, window)
+
+
+def _pairs_before(n: int, window: int | None) -> int:
+    """Positions 0 .. n - 1."""
+    if window is None or n <= window:
+        return n * (n + 1) // 2
+    return window * (window + 1) // 2 + (n - window) * window
+
+
+# --- keys and values ---
+
+
 def kv_bytes(layers: int, kv_heads: int, head_dim: int, tokens: int, bytes_each: int) -> int:
     """Keys and values of `tokens` kept plainly: 2 x layers x kv_heads x head_dim x tokens x bytes."""
     return 2 * layers * kv_heads * head_dim * tokens * bytes_each
 
 
-def kv_head_bytes(kv_format: str, head_dim: int) -> int:
+def kv_head_bytes(kv_format: str, head_dim: int, value_dim: int | None = None) -> int:
     """Bytes of one token's key and value of one KV head, with what belongs to them (native/src/attention_layout.h).
 
     int8 has a scale for each in bf16. int4 has six bits a number of the key, four of the value, two scales and a
-    minimum; sixteen tokens share a record that is padded to 64 bytes.
+    minimum; sixteen tokens share a record that is padded to 64 bytes. f16 and fp8, which other engines have, are plain.
     """
-    padded = _round_up(head_dim, 16)
+    values = head_dim if value_dim is None else value_dim
+    padded = _round_up(values, 16)
     if kv_format == "f32":
-        return 8 * head_dim
+        return 4 * (head_dim + values)
+    if kv_format == "f16":
+        return 2 * (head_dim + values)
+    if kv_format == "fp8":
+        return head_dim + values
     if kv_format == "bf16":
         return 2 * head_dim + 2 * padded
     if kv_format == "int8":
         return head_dim + padded + 4
     assert kv_format == "int4", kv_format
-    keys, values, scales = 8 * head_dim + 4 * padded, 8 * _round_up(padded, 32), 3 * 2 * 16
-    return _round_up(keys + values + scales, 64) // 16
+    keys, summed, scales = 8 * head_dim + 4 * _round_up(head_dim, 16), 8 * _round_up(padded, 32), 3 * 2 * 16
+    return _round_up(keys + summed + scales, 64) // 16
+
+
+def _latent_bytes(kv_format: str, size: int) -> int:
+    """One vector a token; int8 and int4 with a scale in bf16 (no engine of ours keeps one)."""
+    plain = {"f32": 32, "bf16": 16, "f16": 16, "fp8": 8, "int8": 8, "int4": 4}[kv_format]
+    return size * plain // 8 + (2 if kv_format in ("int8", "int4") else 0)
 
 
 def _round_up(x: int, multiple: int) -> int:
     return -(-x // multiple) * multiple
 
 
-def kv_bytes_per_token(spec: ArchSpec, kv_format: str) -> int:
+def layer_kv_bytes(attention: AttentionShape, kv_format: str) -> int:
+    """Bytes kept for one token in one layer."""
+    if attention.latent is not None:
+        return _latent_bytes(kv_format, attention.latent.size)
+    return attention.num_kv_heads * kv_head_bytes(kv_format, attention.key_dim, attention.value_dim)
+
+
+def kv_bytes_per_token(model: Model, kv_format: str) -> int:
     """Bytes kept for one token: keys and values of every layer."""
-    return sum(_layer_kv_bytes(layer.attention, kv_format) for layer in spec.layers)
+    return sum(run.count * layer_kv_bytes(run.layer.attention, kv_format) for run in shape(model).runs)
 
 
-def kv_read_bytes(spec: ArchSpec, kv_format: str, context: int) -> int:
+def kv_read_bytes(model: Model, kv_format: str, context: int) -> int:
     """Keys and values that one decode step reads when `context` tokens have them (the own one included).
 
-    Sliding layers read their window only; each KV head is read once for its whole group of query heads.
+    Sliding layers read their window only; each KV head is read once for its whole group of query heads. It is also
+    what must be kept at least, by a cache that gives up what lies behind a window.
     """
-    return sum(_seen(layer.attention, context) * _layer_kv_bytes(layer.attention, kv_format) for layer in spec.layers)
-
-
-def _layer_kv_bytes(attention: AttentionSpec, kv_format: str) -> int:
-    return attention.num_kv_heads * kv_head_bytes(kv_format, attention.head_dim)
-
-
-def _seen(attention: AttentionSpec, context: int) -> int:
-    return context if attention.window is None else min(context, attention.window)
-
-
-class Role(enum.StrEnum):
-    """What a matrix is for. EMBED is read a row a token; all others are read whole every step."""
-
-    EMBED = "embed"
-    QKV = "qkv"
-    OUT = "out"
-    UP = "up"
-    DOWN = "down"
-    HEAD = "head"
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """One weight matrix: `rows` outputs of `cols` inputs."""
-
-    role: Role
-    rows: int
-    cols: int
-
-    @property
-    def elements(self) -> int:
-        return self.rows * self.cols
-
-
-def layer_matrices(spec: ArchSpec, layer: LayerSpec) -> tuple[Matrix, ...]:
-    attention, mlp, width = layer.attention, layer.mlp, spec.d_model
-    up = 2 * mlp.size if mlp.kind is MlpKind.GATED else mlp.size
-    return (
-        Matrix(Role.QKV, attention.q_size + 2 * attention.kv_size, width),
-        Matrix(Role.OUT, width, attention.q_size),
-        Matrix(Role.UP, up, width),
-        Matrix(Role.DOWN, width, mlp.size),
+    return sum(
+        run.count * run.layer.attention.seen(context) * layer_kv_bytes(run.layer.attention, kv_format)
+        for run in shape(model).runs
     )
 
 
-def matrices(spec: ArchSpec) -> tuple[Matrix, ...]:
+# --- weights ---
+
+
+def layer_matrices(spec: ArchSpec, layer: LayerSpec) -> tuple[Matrix, ...]:
+    return layer_shape(spec.d_model, layer).matrices
+
+
+def matrices(model: Model) -> tuple[Matrix, ...]:
     """Every matrix of a decoder; a tied head appears as HEAD, and as EMBED, though one table serves both."""
-    layers = tuple(m for layer in spec.layers for m in layer_matrices(spec, layer))
-    table = (spec.vocab_size, spec.d_model)
-    return (Matrix(Role.EMBED, *table), *layers, Matrix(Role.HEAD, *table))
+    whole = shape(model)
+    layers = tuple(m for run in whole.runs for m in run.count * _all_matrices(run.layer))
+    return (Matrix(Role.EMBED, whole.vocab_size, whole.d_model), *layers, whole.head)
 
 
-def weight_bytes(spec: ArchSpec, bits: Mapping[Role, float]) -> dict[Role, int]:
+def _all_matrices(layer: LayerShape) -> tuple[Matrix, ...]:
+    return layer.matrices + (layer.experts.count * layer.experts.matrices if layer.experts else ())
+
+
+def weight_bytes(model: Model, bits: Mapping[Role, float]) -> dict[Role, int]:
     """Bytes of each role's matrices at so many bits a weight (scales included: Q4_1 is 5, Q8_0 is 8.5)."""
+    totals = {role: elements * bits[role] / 8 for role, elements in _elements(shape(model)).items() if elements}
+    return {role: round(totals.get(role, 0.0)) for role in Role}
+
+
+def _elements(model: ModelShape, rows: int | None = None) -> dict[Role, float]:
+    """Numbers by role; with `rows`, of experts only those that so many rows are expected to need."""
     totals: dict[Role, float] = dict.fromkeys(Role, 0.0)
-    for m in matrices(spec):
-        totals[m.role] += m.elements * bits[m.role] / 8
-    return {role: round(total) for role, total in totals.items()}
+    totals[Role.EMBED] = model.vocab_size * model.d_model
+    totals[Role.HEAD] = model.head.elements
+    for run in model.runs:
+        for m in run.layer.matrices:
+            totals[m.role] += run.count * m.elements
+        experts = run.layer.experts
+        if experts is not None:
+            needed = experts.count if rows is None else experts.distinct(rows)
+            for m in experts.matrices:
+                totals[m.role] += run.count * needed * m.elements
+    return totals
 
 
-def weight_read_bytes(spec: ArchSpec, bits: Mapping[Role, float], rows: int = 1, logit_rows: int = 1) -> int:
-    """Weight bytes that a step of `rows` tokens reads: layers once, the head if logits are wanted, rows of EMBED."""
-    total = weight_bytes(spec, bits)
-    layers = total[Role.QKV] + total[Role.OUT] + total[Role.UP] + total[Role.DOWN]
-    head = total[Role.HEAD] if logit_rows else 0
-    return layers + head + round(rows * spec.d_model * bits[Role.EMBED] / 8)
+def stored_weight_bytes(model: Model, bits: Mapping[Role, float], vector_bits: float = 16.0) -> int:
+    """Bytes of the whole model: a tied table once, learned positions like embeddings, norms and biases."""
+    whole = shape(model)
+    total = sum(weight_bytes(whole, bits).values())
+    if whole.tied:
+        total -= round(whole.head.elements * bits[Role.HEAD] / 8)
+    positions = whole.positions * whole.d_model * bits[Role.EMBED]
+    return total + round((positions + whole.all_vectors * vector_bits) / 8)
 
 
-def decode_step_bytes(spec: ArchSpec, bits: Mapping[Role, float], kv_format: str, context: int) -> int:
+def weight_read_bytes(model: Model, bits: Mapping[Role, float], rows: int = 1, logit_rows: int = 1) -> int:
+    """Weight bytes that a step of `rows` tokens reads: layers once, the head if logits are wanted, rows of EMBED.
+
+    Of experts those that so many rows are expected to need, if each chooses evenly and alone.
+    """
+    whole = shape(model)
+    elements = _elements(whole, rows)
+    read = [role for role in Role if role is not Role.EMBED and (role is not Role.HEAD or logit_rows)]
+    total = sum(round(elements[role] * bits[role] / 8) for role in read if elements[role])
+    return total + round(rows * whole.d_model * bits[Role.EMBED] / 8)
+
+
+def decode_step_bytes(model: Model, bits: Mapping[Role, float], kv_format: str, context: int) -> int:
     """All bytes that one decode step at batch 1 must read: weights, and the keys and values of `context` tokens."""
-    return weight_read_bytes(spec, bits) + kv_read_bytes(spec, kv_format, context)
+    return weight_read_bytes(model, bits) + kv_read_bytes(model, kv_format, context)
 
 
-def linear_flops(spec: ArchSpec, rows: int, logit_rows: int) -> int:
-    """Multiply-adds (two operations each) of all matrix products of a step."""
-    per_row = sum(m.elements for m in matrices(spec) if m.role not in (Role.EMBED, Role.HEAD))
-    return 2 * rows * per_row + 2 * logit_rows * spec.vocab_size * spec.d_model
+# --- operations ---
 
 
-def attention_flops(spec: ArchSpec, start: int, rows: int) -> int:
-    """Operations of q.k and p.v for `rows` tokens at positions start, start + 1, ... of one sequence."""
-    total = 0
-    for layer in spec.layers:
-        attention = layer.attention
-        pairs = visible_pairs(start, rows, attention.window)
-        total += 4 * pairs * attention.q_size
-    return total
+def linear_flops(model: Model, rows: int, logit_rows: int) -> int:
+    """Multiply-adds (two operations each) of all matrix products of a step; of experts the active ones."""
+    whole = shape(model)
+    per_row = sum(run.count * run.layer.active_elements for run in whole.runs)
+    return 2 * rows * per_row + 2 * logit_rows * whole.head.elements
 
 
-def visible_pairs(start: int, rows: int, window: int | None) -> int:
-    """Sum over positions p = start .. start + rows - 1 of min(p + 1, window)."""
+def pair_flops(attention: AttentionShape, absorbed: bool = True) -> int:
+    """Operations of q.k and p.v for one token and one it looks at, all heads.
 
-    def upto(n: int) -> int:
-        """Positions 0 .. n - 1."""
-        if window is None or n <= window:
-            return n * (n + 1) // 2
-        return window * (window + 1) // 2 + (n - window) * window
+    absorbed  for latent attention: whether heads look at the kept vector itself (as decoding does), or at keys and
+              values made of it
+    """
+    if attention.latent is not None and absorbed:
+        return 2 * attention.num_heads * (attention.latent.size + attention.latent.rank)
+    return 2 * attention.num_heads * (attention.key_dim + attention.value_dim)
 
-    return upto(start + rows) - upto(start)
+
+def attention_flops(model: Model, start: int, rows: int) -> int:
+    """Operations of q.k and p.v for `rows` tokens at positions start, start + 1, ... of one sequence.
+
+    Latent attention takes the cheaper of its two ways, keys and values of earlier tokens made again where expanded.
+    """
+    return sum(run.count * layer_attention_flops(run.layer.attention, start, rows) for run in shape(model).runs)
 
 
-def prefill_flops(spec: ArchSpec, prompt: int) -> int:
+def layer_attention_flops(attention: AttentionShape, start: int, rows: int) -> int:
+    pairs = visible_pairs(start, rows, attention.window)
+    flops = pairs * pair_flops(attention)
+    if attention.latent is None:
+        return flops
+    again = 2 * start * attention.latent.expand.elements
+    return min(flops, pairs * pair_flops(attention, absorbed=False) + again)
+
+
+def prefill_flops(model: Model, prompt: int) -> int:
     """Operations from nothing to the first token's logits."""
-    return linear_flops(spec, prompt, 1) + attention_flops(spec, 0, prompt)
+    return linear_flops(model, prompt, 1) + attention_flops(model, 0, prompt)
