@@ -155,6 +155,7 @@ def _engine(
         use_cache=use_cache,
         itl_slo_ms=config.itl_slo_ms,
         step_cost=expected,
+        device_laps=runner.executor.laps_ns,
     )
 
 

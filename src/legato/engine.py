@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,6 +21,7 @@ from legato.core.request import Request
 from legato.core.sequence import FinishReason
 from legato.errors import EngineError, LegatoError
 from legato.measure.ledger import Ledger, StepRecord
+from legato.measure.shares import Shares
 from legato.measure.step_time import Load, StepCost, StepTimeModel
 from legato.schedule.budget import Budget, Pace
 from legato.schedule.cache_manager import KvReport
@@ -79,6 +80,7 @@ class Engine:
     step_cost    what a step is expected to cost before any was measured
     budget       how many prompt rows a step may carry; None: by itl_slo_ms
     continuous   False: static batching, for comparison
+    device_laps  see `Ledger`
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Engine:
         step_cost: StepCost | None = None,
         budget: Budget | None = None,
         continuous: bool = True,
+        device_laps: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
         limits = Limits(num_pages, page_size, max_tokens, max_seqs, context_length, max_waiting)
         self.model = StepTimeModel(step_cost)
@@ -110,7 +113,7 @@ class Engine:
         )
         self.in_flight: Plan | None = None  # what is being run; other threads may look at it
         self._ended: float | None = None  # when the last step ended, if there was more to do
-        self.ledger = Ledger(clock)
+        self.ledger, self._shares = Ledger(clock, device_laps=device_laps), Shares()
         self._runner, self._clock, self._vocab_size = runner, clock, vocab_size
         self._proposer = proposer if proposer is not None else NoProposer()
         self._num_faults = self._num_leaks = self._faults_seen = 0
@@ -157,6 +160,7 @@ class Engine:
             lap("propose")
             lap.count(plan, results)
             lap.record.predicted = self.model.seconds(Load.of_record(lap.record)) if plan else 0.0
+        self._shares.tell(lap.record, plan, results, self.model.costs)
         self._learn(lap.record)
         self._settle(events)
         return events

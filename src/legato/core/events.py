@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from legato.core.account import Account
 from legato.core.miss import Miss
 from legato.core.plan import TokenLogprobs
 from legato.core.sequence import FinishReason
@@ -20,6 +21,7 @@ class Usage:
     miss               why there were no more of them; None when all that could be was found, or nothing is shared
     marks              clock readings in seconds by name (arrived, scheduled, first_token, finished); those that
                        were never reached are absent
+    account            where its time went; whole once the step that brought the end is over
     """
 
     num_prompt_tokens: int
@@ -28,6 +30,7 @@ class Usage:
     num_preemptions: int
     marks: dict[str, float]
     miss: Miss | None = None
+    account: Account = field(default_factory=Account, compare=False)
 
 
 @dataclass(slots=True)

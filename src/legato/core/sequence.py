@@ -16,6 +16,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from legato.core.account import Account
 from legato.core.miss import Miss
 from legato.core.request import Request
 
@@ -39,6 +40,7 @@ class Sequence:
     miss        why no longer prefix was found in the cache when it was first admitted
     num_prompt_logprobs  positions of the prompt whose logprobs have been delivered
     marks       clock readings in seconds by name (arrived, scheduled, first_token, finished)
+    account     where its time goes
     """
 
     seq_id: int
@@ -55,6 +57,7 @@ class Sequence:
     num_prompt_logprobs: int = 0
     finish_reason: FinishReason | None = None
     marks: dict[str, float] = field(default_factory=dict)
+    account: Account = field(default_factory=Account)
 
     def __post_init__(self) -> None:
         if not self.token_ids:

@@ -129,7 +129,10 @@ class Executor(Protocol):
         """Takes the memory of all pages now, so that it cannot be missing later. Changes no page."""
 
     def laps_ns(self) -> dict[str, int]:
-        """Nanoseconds since the executor was made, by kind of operation; together, the time of `run`'s own call."""
+        """Nanoseconds since the executor was made, by kind of operation; together, the time of `run`'s own call.
+
+        Where kinds are told apart, "attention" is looking back, and "wait" threads' waiting for each other.
+        """
 
     def close(self) -> None:
         """Frees buffers and threads; safe to call twice."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -35,6 +35,7 @@ class StepRecord:
     visited        positions that all rows looked at: sum over rows of position + 1
     output_tokens  tokens that came of it
     predicted      seconds that it was expected to take
+    device         of its seconds, the device's own; attention: of those, looking back. 0 where nobody tells
     """
 
     started: float = 0.0
@@ -50,6 +51,8 @@ class StepRecord:
     visited: int = 0
     output_tokens: int = 0
     predicted: float = 0.0
+    device: float = 0.0
+    attention: float = 0.0
     laps: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -73,6 +76,8 @@ class StepRecord:
         self.visited += other.visited
         self.output_tokens += other.output_tokens
         self.predicted += other.predicted
+        self.device += other.device
+        self.attention += other.attention
         for name, seconds in other.laps.items():
             self.laps[name] = self.laps.get(name, 0.0) + seconds
 
@@ -124,12 +129,21 @@ class Lap:
 
 
 class Ledger:
-    """The steps of one engine. One step at a time, from one thread."""
+    """The steps of one engine. One step at a time, from one thread.
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter, keep: int = 512) -> None:
+    device_laps  nanoseconds so far by kind of operation: see `Executor.laps_ns`
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        keep: int = 512,
+        device_laps: Callable[[], Mapping[str, int]] | None = None,
+    ) -> None:
         self.recent: deque[StepRecord] = deque(maxlen=keep)
         self.total = StepRecord()
         self._lap = Lap(self, clock)
+        self._device_laps, self._told = device_laps, (0, 0, 0)
 
     def step(self) -> Lap:
         """The next step, to be entered with `with`."""
@@ -138,5 +152,16 @@ class Ledger:
     def close(self, record: StepRecord) -> None:
         """Takes a finished step in. Steps that carried nothing are left out."""
         if record.num_seqs:
+            if self._device_laps is not None:
+                self._ask_device(record, self._device_laps())
             self.recent.append(record)
             self.total.add(record)
+
+    def _ask_device(self, record: StepRecord, laps: Mapping[str, int]) -> None:
+        """What of the step was the device's. Threads' waits for each other belong to all kinds alike."""
+        now = sum(laps.values()), laps.get("attention", 0), laps.get("wait", 0)
+        total, attention, waits = (a - b for a, b in zip(now, self._told, strict=True))
+        self._told = now
+        if 0 < total <= 1e9 * record.laps.get("run", 0.0):  # else somebody has used the device beside the steps
+            record.device = 1e-9 * total
+            record.attention = record.device * attention / max(1, total - waits)

@@ -456,6 +456,7 @@ class Scheduler:
             seq.num_preemptions,
             seq.marks,
             seq.miss,
+            seq.account,
         )
         self._outbox.append(event)
 
