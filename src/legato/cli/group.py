@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("legato.cli.check", "Show what a model file holds and how it will run."),
     "doctor": ("legato.cli.doctor", "Look at this machine: what is used, what is not, and why."),
     "perplexity": ("legato.cli.perplexity", "Measure how well a model predicts a text."),
-    "bench": ("legato.cli.bench", "Measure speed: decode, cache, offline."),
+    "bench": ("legato.cli.bench", "Measure speed, with reports: decode, cache, offline."),
     "calibrate": ("legato.cli.calibrate", "Measure this machine's walls."),
 }
 

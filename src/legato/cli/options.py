@@ -72,6 +72,13 @@ save_option = click.option(
     "--save", type=click.Path(path_type=Path), metavar="PATH", help="also write a dated JSON file (or into a folder)"
 )
 
+report_option = click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="also write FILE.html (or into a folder), with PNG, CSV and JSON beside it",
+)
+
 
 def sampling_options(temperature: float, max_tokens: int) -> Decorator:
     """The sampling options with these two defaults."""

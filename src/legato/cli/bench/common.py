@@ -1,0 +1,50 @@
+"""What experiments' commands share: lists of numbers, rounding, what a record says of the model.
+
+Knows: options' text, a loaded model's own account. Does not know: experiments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from legato.errors import UsageError
+
+if TYPE_CHECKING:
+    from legato.llm import LLM
+
+
+def whole_numbers(option: str, text: str, least: int, example: str) -> list[int]:
+    """A list such as 0,512,2048; raises `UsageError` naming the option."""
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError:
+        numbers = [least - 1]
+    if min(numbers) < least:
+        raise UsageError(f"{option}={text} is not allowed: whole numbers from {least}, such as {example}")
+    return numbers
+
+
+def receipt(llm: LLM) -> dict[str, Any]:
+    """The model and how it runs here, for records."""
+    parts = llm.parts
+    return {"model": llm.name, "isa": parts.executor.isa, "threads": parts.executor.threads, "kv": str(parts.kv_format)}
+
+
+def described(settings: Mapping[str, Any]) -> str:
+    """The same in a line for a person."""
+    model, *others = settings.items()
+    return f"{model[1]}, {', '.join(f'{name} {value}' for name, value in others)}"
+
+
+def rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Five significant digits, all the way down."""
+    return {name: _rounded(value) for name, value in values.items()}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return rounded(value)
+    if isinstance(value, (list, tuple)):
+        return [_rounded(v) for v in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value

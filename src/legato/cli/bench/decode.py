@@ -1,0 +1,68 @@
+"""`legato bench decode`: time a token against context.
+
+Knows: its options and what it prints. Does not know: how it is measured or shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from legato.cli.bench.common import described, receipt, rounded, whole_numbers
+from legato.cli.options import bench_options, config_of, json_option, report_option, save_option
+from legato.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from legato.bench.decode import DecodeRow
+
+DEPTHS = "0,512,2048,8000"
+
+
+@click.command("decode")
+@bench_options
+@click.option(
+    "--depths", metavar="LIST", help=f"tokens before the first step (default: what fits the context of {DEPTHS})"
+)
+@click.option("--decode", type=click.IntRange(1), default=64, show_default=True, metavar="N", help="steps a depth")
+@save_option
+@report_option
+@json_option
+def command(
+    depths: str | None, decode: int, save: Path | None, report: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Seconds of a decode step by depth, beside the time that reading its bytes must take."""
+    from legato.bench.decode import bench_decode, check_depths, fits
+    from legato.cli.loading import open_llm
+    from legato.cli.saving import keeping
+
+    config = config_of(options)
+    terminal = Terminal(config.color)
+    listed = whole_numbers("--depths", depths or DEPTHS, 0, "0,512,2048")
+    with (
+        keeping("decode", save, report, terminal) as kept,
+        open_llm(config, terminal) as llm,
+        terminal.bar() as bar,
+    ):
+        if depths is None:
+            listed = [depth for depth in listed if fits(depth, decode, llm.context_length)] or [0]
+        check_depths(listed, decode, llm.context_length)
+        kept.settings |= receipt(llm) | {"decode": decode}
+        terminal.dim(described(receipt(llm)))
+        for row in bench_decode(llm, listed, decode, bar):
+            shown = rounded(asdict(row))
+            kept.rows.append(shown)
+            if as_json:
+                terminal.json(shown)
+            else:
+                terminal.answer(_line(row))
+
+
+def _line(row: DecodeRow) -> str:
+    return (
+        f"depth {row.depth:>6}  prefill {row.prefill_tok_s:>8.1f} tok/s  first {row.ttft_ms:>8.1f} ms  "
+        f"decode {row.decode_ms:>7.2f} ms = {row.decode_tok_s:>6.1f} tok/s  "
+        f"wall {row.wall_ms:>6.2f} ms at {row.read_gb_s:.1f} GB/s: {100 * row.share_of_wall:.0f} % of it\n"
+    )

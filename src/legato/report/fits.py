@@ -1,0 +1,43 @@
+"""Lines through points, and how well they follow them.
+
+Knows: least squares. Does not know: what the points are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """y = costs[0] + costs[1] x + costs[2] x^2 + ...; r2: the share of the points' variance that it explains."""
+
+    costs: tuple[float, ...]
+    r2: float
+
+    def __call__(self, x: float) -> float:
+        return sum(cost * x**power for power, cost in enumerate(self.costs))
+
+    def over(self, xs: Sequence[float]) -> list[float]:
+        return [self(x) for x in xs]
+
+
+def fit(x: Sequence[float], y: Sequence[float], degree: int) -> Fit:
+    """Least squares of a polynomial; fewer different points than it takes lower the degree."""
+    xs, ys = np.asarray(x, float), np.asarray(y, float)
+    degree = min(degree, len(set(x)) - 1)
+    scale = float(np.abs(xs).max()) or 1.0  # so that powers of 10,000 do not drown the constant
+    powers = (xs / scale)[:, None] ** np.arange(degree + 1)
+    costs = np.linalg.lstsq(powers, ys, rcond=None)[0]
+    left, all_of_it = ys - powers @ costs, ys - ys.mean()
+    spread = float(all_of_it @ all_of_it)
+    r2 = 1.0 - float(left @ left) / spread if spread > 0 else 1.0
+    return Fit(tuple(float(c) / scale**power for power, c in enumerate(costs)), r2)
+
+
+def along(low: float, high: float, points: int = 60) -> list[float]:
+    """Even places from low to high, for drawing a formula."""
+    return [float(x) for x in np.linspace(low, high, points)]
