@@ -176,6 +176,7 @@ SERVE_SETTINGS: dict[str, Setting] = {
     "queue": Setting(_whole(0, 65536), None, "answers that may wait for their turn (default: 4 x max_seqs)"),
     "drain_s": Setting(_seconds, 30.0, "seconds that answers in flight get after a signal to stop"),
     "log_format": Setting(_one_of("auto", "text", "json"), "auto", "auto, text or json; auto: text at a terminal"),
+    "engine_process": Setting(_flag, False, "the engine in a process of its own, which is started again when it ends"),
     "vllm_metrics": Setting(_flag, False, "figures under vLLM's names too, for dashboards and routers that want those"),
     "otel": Setting(_flag, False, "a trace of every request, to where OTEL_EXPORTER_OTLP_ENDPOINT says"),
 }
@@ -196,6 +197,7 @@ class ServeConfig:
     sources: Mapping[str, str] = field(default_factory=dict)
     vllm_metrics: bool = False
     otel: bool = False
+    engine_process: bool = False
 
     @classmethod
     def resolve(

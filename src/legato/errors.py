@@ -12,6 +12,7 @@ Knows: the tree below. Does not know: where errors are raised or how they are pr
     |-- DownloadError              exit 1   a fetch failed (nothing half-written stays)
     |-- SessionError               exit 1   a saved session cannot be read or written (what was there stays)
     `-- EngineError                exit 1   a fault of ours inside the engine
+        `-- EngineAwayError        exit 1   the engine has ended, and another one is being started
 
 A message is one line: what, where, and how to mend it.
 """
@@ -92,3 +93,11 @@ class SessionError(LegatoError):
 
 class EngineError(LegatoError):
     """A fault inside the engine; the request that met it is ended, the others go on."""
+
+
+class EngineAwayError(EngineError):
+    """There is no engine at the moment; another one is expected in `retry_after_s`."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__("the engine ended before this answer was whole; it is being started again")

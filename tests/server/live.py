@@ -25,9 +25,11 @@ from legato.assemble import Assembly, assemble, open_tokenizer
 from legato.config import Config, ServeConfig
 from legato.core.request import Request, SamplingParams
 from legato.engine import Engine
-from legato.server.lifecycle import Server
+from legato.server.engine_thread import EngineThread
+from legato.server.lifecycle import MakeBridge, Server
 from legato.server.limits import ServerLimits
-from legato.server.service import Model
+from legato.server.model import Model, Wall
+from legato.server.progress import Hear
 from legato.text.template import ChatTemplate
 from legato.weights.source import open_model
 
@@ -133,9 +135,29 @@ def running(
     load: Callable[[], Assembly],
     before: Callable[[int], None] | None = None,
     limits: ServerLimits | None = None,
+    measure: Callable[[Assembly], Wall] | None = None,
     **settings: object,
 ) -> Iterator[Live]:
     """A server around what `load` makes, until the block ends; `before` sees the port while it loads."""
+    made: list[Assembly] = []
+
+    def described(hear: Hear) -> tuple[Assembly, Model]:
+        made.append(load())
+        return made[0], Model.of(made[0], NAME)
+
+    with serving(lambda loop: EngineThread(described, loop, measure), before, limits, **settings) as live:
+        live.parts = made[0]
+        yield live
+
+
+@contextmanager
+def serving(
+    make_bridge: MakeBridge,
+    before: Callable[[int], None] | None = None,
+    limits: ServerLimits | None = None,
+    **settings: object,
+) -> Iterator[Live]:
+    """A server in front of a bridge; its `parts` are for whoever knows them."""
     serve = ServeConfig.resolve({"port": 0, "served_name": NAME, "drain_s": 5, **settings}, {})
     sock = socket.create_server(("127.0.0.1", 0))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)  # so that a reader who stalls is felt soon
@@ -143,15 +165,7 @@ def running(
     made: dict[str, Any] = {}
     ready = threading.Event()
 
-    def announce(parts: Assembly, model: Model, url: str) -> None:
-        made["parts"] = parts
-        ready.set()
-
-    def described() -> tuple[Assembly, Model]:
-        parts = load()
-        return parts, Model.of(parts, NAME)
-
-    server = Server(serve, described, announce, limits)
+    server = Server(serve, make_bridge, lambda model, url: ready.set(), limits)
     codes: list[int] = []
 
     async def main() -> None:
@@ -174,7 +188,7 @@ def running(
     if "error" in made:
         raise made["error"]
     key = serve.api_keys[0] if serve.api_keys else ""
-    live = Live(server, made["loop"], sock.getsockname()[1], made["parts"], key, codes)
+    live = Live(server, made["loop"], sock.getsockname()[1], cast(Assembly, None), key, codes)
     try:
         yield live
     finally:
@@ -226,6 +240,7 @@ def echo_assembly(
             vocab_size=tokenizer.vocab_size,
             source=source,
             config=SimpleNamespace(weights="auto"),
+            capacity="slots",
             notes=[],
         )
         runner.close = lambda: None  # type: ignore[attr-defined]

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from live import NAME, Live, alphabet_assembly, echo_assembly, running
 
-from legato.server.bridge import EngineThread
-from legato.server.lifecycle import Server
-from legato.server.service import Wall
+from legato.server.engine_thread import EngineThread
+from legato.server.model import Wall
 
 
 def between(live: Live, work: object) -> object:
@@ -45,7 +44,7 @@ def test_no_step_runs_meanwhile(alphabet: Path) -> None:
         assert seen[0] != seen[-1], "and between them the steps go on"
 
 
-def test_the_wall_is_measured_there(alphabet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wall_is_measured_there(alphabet: Path) -> None:
     """The native library turns a second caller away: measured beside the engine, requests would fail."""
     where: list[str] = []
 
@@ -53,13 +52,7 @@ def test_the_wall_is_measured_there(alphabet: Path, monkeypatch: pytest.MonkeyPa
         where.append(threading.current_thread().name)
         return Wall(10.0, 1000, 10)
 
-    plain = Server.__init__
-
-    def init(self: Server, *args: object) -> None:
-        plain(self, *args, measure=measure)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Server, "__init__", init)
-    with running(alphabet_assembly(alphabet)) as live:
+    with running(alphabet_assembly(alphabet), measure=measure) as live:
         live.wait(lambda: live.stats()["wall"] is not None, 10, f"{NAME} is measured")
         assert live.stats()["wall"] == {"read_gb_s": 10.0, "weight_bytes": 1000, "kv_bytes_per_token": 10}
     assert where == ["engine"]

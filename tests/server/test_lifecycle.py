@@ -23,7 +23,7 @@ from live import Live, Reply, echo_assembly, running
 import legato
 from legato.config import ServeConfig
 from legato.errors import ModelFileError, UsageError
-from legato.server import bridge, lifecycle
+from legato.server import engine_loop, lifecycle
 from legato.server.log import Formatter
 
 TEXT = "/v1/completions"
@@ -168,8 +168,8 @@ def test_what_loading_raises_ends_the_server() -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_hung_engine_is_told_from_a_busy_one(alphabet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bridge, "MIN_HANG_S", 0.3)
-    monkeypatch.setattr(bridge, "HANG_FACTOR", 0.0)
+    monkeypatch.setattr(engine_loop, "MIN_HANG_S", 0.3)
+    monkeypatch.setattr(engine_loop, "HANG_FACTOR", 0.0)
     with running(echo_assembly(alphabet, pace=0.05)) as live:
         gate = threading.Event()
         link = live.open({"prompt": [1], "max_tokens": 30, "ignore_eos": True})

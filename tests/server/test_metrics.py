@@ -22,7 +22,7 @@ from legato.core.sequence import FinishReason
 from legato.measure.ledger import StepRecord
 from legato.server import lifecycle
 from legato.server.meters import Histogram, Meters
-from legato.server.service import Wall
+from legato.server.model import Wall
 
 DASHBOARD = Path(lifecycle.__file__).parent / "grafana.json"
 HELLO = [{"role": "user", "content": "hello"}]

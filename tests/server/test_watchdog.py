@@ -11,8 +11,8 @@ import pytest
 from live import Live, echo_assembly, running
 
 from legato.core.plan import Plan, Slice
-from legato.server import bridge
-from legato.server.bridge import HANG_FACTOR, MIN_HANG_S, _hang_limit
+from legato.server import engine_loop
+from legato.server.engine_loop import HANG_FACTOR, MIN_HANG_S, hang_limit
 
 TEXT = "/v1/completions"
 LONG = {"prompt": [1, 2], "max_tokens": 300, "ignore_eos": True}
@@ -26,7 +26,7 @@ def test_the_limit_is_that_of_the_step_in_flight(echo: Live) -> None:
     """Ten seconds, unless the step itself is expected to be long; what may come some day does not count."""
     engine = echo.parts.engine
     echo.wait(lambda: engine.in_flight is None, 5, "idle")
-    assert _hang_limit(engine, Plan(())) == MIN_HANG_S == 10.0
+    assert hang_limit(engine, Plan(())) == MIN_HANG_S == 10.0
     assert echo.stats()["hung_after_s"] == 10.0
 
     class Costly:
@@ -40,9 +40,9 @@ def test_the_limit_is_that_of_the_step_in_flight(echo: Live) -> None:
     sequence: Any = type("S", (), {"request": request})
     for rows, limit in ((1, MIN_HANG_S), (5, MIN_HANG_S), (64, HANG_FACTOR * 32)):
         Costly.in_flight = Plan((Slice(sequence, 0, rows, 1),))
-        assert _hang_limit(costly, Costly.in_flight) == limit
+        assert hang_limit(costly, Costly.in_flight) == limit
     Costly.in_flight = Plan((Slice(sequence, 0, 1, 1),))
-    assert _hang_limit(costly, Costly.in_flight) == MIN_HANG_S, "it comes down again"
+    assert hang_limit(costly, Costly.in_flight) == MIN_HANG_S, "it comes down again"
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_long_steps_that_were_expected_are_no_hang(alphabet: Path, monkeypatch: 
     """Steps of 0.2 s where 0.1 s is the floor: after a few the prediction carries the limit with it."""
     with running(echo_assembly(alphabet, pace=0.2)) as live:
         assert live.post(TEXT, LONG | {"max_tokens": 8}).status == 200
-        monkeypatch.setattr(bridge, "MIN_HANG_S", 0.1)
+        monkeypatch.setattr(engine_loop, "MIN_HANG_S", 0.1)
         with live.open(LONG):
             live.wait(lambda: live.server.service.num_in_flight == 1, 5, "running")
             begun, seen = time.monotonic(), 0.0

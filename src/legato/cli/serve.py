@@ -16,7 +16,11 @@ from legato.config import SERVE_SETTINGS, SETTINGS, ServeConfig
 
 if TYPE_CHECKING:
     from legato.assemble import Assembly
-    from legato.server.service import Model, Wall
+    from legato.config import Config
+    from legato.server.lifecycle import MakeBridge
+    from legato.server.model import Model
+    from legato.server.progress import Hear
+    from legato.weights.source import ModelSource
 
 
 def _option(name: str, metavar: str) -> Decorator:
@@ -34,6 +38,7 @@ def _option(name: str, metavar: str) -> Decorator:
 @_option("queue", "N")
 @_option("drain_s", "SECONDS")
 @_option("log_format", "NAME")
+@click.option("--engine-process/--engine-thread", default=None, help=SERVE_SETTINGS["engine_process"].help)
 @click.option("--vllm-metrics", is_flag=True, default=None, help=SERVE_SETTINGS["vllm_metrics"].help)
 @click.option("--otel", is_flag=True, default=None, help=SERVE_SETTINGS["otel"].help)
 def command(**options: Any) -> int:
@@ -41,53 +46,61 @@ def command(**options: Any) -> int:
     given = {name: options.pop(name) for name in SERVE_SETTINGS}
     given["api_keys"] = given["api_keys"] or None
     serve_config, config = ServeConfig.resolve(given), config_of(options)
-    from legato.assemble import assemble, model_name
     from legato.server import lifecycle, log
-    from legato.server.service import Model
 
     log.set_up(serve_config.log_format)
     terminal = Terminal(config.color)
 
-    def load() -> tuple[Assembly, Model]:
-        with terminal.bar(patience=0) as fetching, terminal.bar() as loading:
-            parts = assemble(config, fetching, loading)
-        name = serve_config.served_name or model_name(config, parts.source)
-        return parts, Model.of(parts, name)
-
-    def announce(parts: Assembly, model: Model, url: str) -> None:
-        for line in banner(parts, model, serve_config, url):
+    def announce(model: Model, url: str) -> None:
+        for line in banner(model, serve_config, url):
             terminal.say(line)
 
-    return lifecycle.serve(serve_config, load, announce, wall_of)
+    place = _process if serve_config.engine_process else _thread
+    return lifecycle.serve(serve_config, place(config, serve_config, terminal), announce)
 
 
-def wall_of(parts: Assembly) -> Wall:
-    """What bounds this model's decode steps here: a few readings of memory, and bytes in closed form."""
-    from legato.assemble import step_bits
-    from legato.measure import cost
-    from legato.measure.machine import READ_BYTES
-    from legato.server.service import Wall
+def _thread(config: Config, serve: ServeConfig, terminal: Terminal) -> MakeBridge:
+    """The engine beside the event loop."""
+    from legato.assemble import assemble, model_name
+    from legato.server.engine_thread import EngineThread
+    from legato.server.model import Model, Wall
+    from legato.server.progress import Heard
 
-    seconds = min(parts.backend.read_seconds(READ_BYTES, parts.executor.threads, passes=3))
-    bits = step_bits(parts.config, parts.blueprint, parts.backend)
-    kept = cost.kv_bytes_per_token(parts.spec, str(parts.kv_format))
-    return Wall(round(READ_BYTES / seconds / 1e9, 3), cost.weight_read_bytes(parts.spec, bits), kept)
+    def load(hear: Hear) -> tuple[Assembly, Model]:
+        with terminal.bar(patience=0) as fetching, terminal.bar() as loading:
+            parts = assemble(config, Heard(hear, fetching), Heard(hear, loading))
+        return parts, Model.of(parts, serve.served_name or model_name(config, parts.source))
+
+    return lambda loop: EngineThread(load, loop, Wall.of)
 
 
-def banner(parts: Assembly, model: Model, serve: ServeConfig, url: str) -> list[str]:
+def _process(config: Config, serve: ServeConfig, terminal: Terminal) -> MakeBridge:
+    """The engine in a process of its own."""
+    from legato.assemble import model_name
+    from legato.server.engine_process import EngineProcess, Served
+
+    def name(source: ModelSource) -> str:
+        return serve.served_name or model_name(config, source)
+
+    served = Served(config, name, serve.log_format, terminal.bar(patience=0), terminal.bar())
+    return lambda loop: EngineProcess(served, loop)
+
+
+def banner(model: Model, serve: ServeConfig, url: str) -> list[str]:
     """What a person needs to begin, in at most 12 lines."""
     body = json.dumps({"model": model.name, "messages": [{"role": "user", "content": "Hello"}], "stream": True})
     key = " -H 'authorization: Bearer KEY'" if serve.api_keys else ""
+    apart = ", the engine in a process of its own" if serve.engine_process else ""
     queue = 4 * model.max_seqs if serve.queue is None else serve.queue
     lines = [
         f"legato serves {model.name} at {url}",
-        f"  model     {parts.source.path.name}, context {model.context_length:,}",
-        f"  memory    {parts.capacity} ({model.kv})",
-        f"  machine   {model.isa}, {model.threads} threads",
+        f"  model     {model.facts.file}, context {model.context_length:,}",
+        f"  memory    {model.capacity} ({model.kv})",
+        f"  machine   {model.isa}, {model.threads} threads{apart}",
         f"  answers   {model.max_seqs} at once, {queue} waiting",
         f"  keys      {len(serve.api_keys)}" if serve.api_keys else "  keys      none: whoever reaches this may ask",
         f"  try       curl {url}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'",
     ]
     if serve.sources.get("port") == "default" and not url.endswith(f":{serve.port}"):
         lines.append(f"  note      port {serve.port} is in use, so this is the next free one")
-    return lines + [f"  note      {note}" for note in parts.notes[: 12 - len(lines)]]
+    return lines + [f"  note      {note}" for note in model.notes[: 12 - len(lines)]]

@@ -7,6 +7,6 @@ Does not know: arrays, pages, how a token is computed.
     exchange     one HTTP request and its response
     protocols/   bodies to `Ask`, `Delta`s and `Result` to bytes
     service      admission: what is asked becomes token ids, requests, and a stream of answers
-    bridge       the engine's own thread, and the way to it and back
+    bridge       the way to an engine and back: engine_thread, or engine_process (with engine_child behind a socket)
     lifecycle    binding, loading, readiness, the watchdog, draining
 """

@@ -2,9 +2,10 @@
 
 Knows: signals, the order of starting and stopping, which routes there are. Does not know: requests, the engine.
 
-    bind -> listen (probes answer, /ready says loading) -> load on the engine's thread -> ready, banner
+    bind -> listen (probes answer, /ready says how far loading is) -> load where the engine will run -> ready, banner
     first signal -> new requests get 503, answers in flight have `drain_s` -> exit 0
     second signal -> the end, at once
+    no engine, and none will come -> exit 1
 """
 
 from __future__ import annotations
@@ -19,39 +20,40 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
-from legato.assemble import Assembly
 from legato.config import ServeConfig
-from legato.errors import EngineError, LegatoError, UsageError
+from legato.errors import EngineAwayError, EngineError, LegatoError, UsageError
 from legato.server import openapi, page, probes
 from legato.server.app import App, Observer
 from legato.server.ask import Chat
 from legato.server.auth import Keys
-from legato.server.bridge import EngineThread
+from legato.server.bridge import Bridge
 from legato.server.exchange import Exchange
 from legato.server.http11 import protocol_class
 from legato.server.limits import ServerLimits
 from legato.server.meters import NO_ROUTE
+from legato.server.model import Model
 from legato.server.problems import Problem
 from legato.server.protocols import anthropic, ollama, openai, responses, tokens
 from legato.server.protocols.openai.words import error_body
 from legato.server.routes import Route, RouteTable
-from legato.server.service import Model, Service, State, Wall
+from legato.server.service import Service, State
 from legato.server.traces import Traces
 
 log = logging.getLogger(__name__)
 
 PORTS_TRIED = 20
 TICK_S = 0.25
+LAST_WORDS_S = 0.3  # for the last answers to leave when there is no engine any more
 QUIET_S = 0.25  # from ready until the machine is measured, if nobody asks meanwhile
 SWITCH_S = (
     0.0005  # how long one thread may keep the interpreter when the other wants it; Python's own is ten times that
 )
 
-Load = Callable[[], tuple[Assembly, Model]]
-Announce = Callable[[Assembly, Model, str], None]
-Measure = Callable[[Assembly], Wall]
+T = TypeVar("T")
+MakeBridge = Callable[[asyncio.AbstractEventLoop], Bridge]
+Announce = Callable[[Model, str], None]
 
 
 def all_routes(service: Service) -> list[Route]:
@@ -118,29 +120,29 @@ class Server:
     def __init__(
         self,
         serve: ServeConfig,
-        load: Load,
+        make_bridge: MakeBridge,
         announce: Announce,
         limits: ServerLimits | None = None,
-        measure: Measure | None = None,
     ) -> None:
-        self._serve, self._load, self._announce = serve, load, announce
+        self._serve, self._make_bridge, self._announce = serve, make_bridge, announce
         self.limits = replace(limits or ServerLimits(), queue=serve.queue, drain_s=serve.drain_s)
         self.service: Service
         self.routes: RouteTable
         self.app: App
-        self._model: Model
-        self._measure = measure
         self._stops = 0
         self._traces: Traces | None = None
         self._stopping: asyncio.Event
 
     async def run(self, sock: socket.socket) -> int:
-        """Serves on `sock` until told to stop; raises what loading raised. Returns the exit code."""
+        """Serves on `sock` until told to stop; raises what loading raised, or why no engine is left.
+
+        Returns the exit code.
+        """
         import uvicorn
 
         loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        bridge = EngineThread(self._loaded_parts, loop)
+        bridge = self._make_bridge(loop)
         service = self.service = Service(bridge, self.limits)
         keys = Keys(self._serve.api_keys)
         service.many_tenants = len(keys) > 1
@@ -155,12 +157,16 @@ class Server:
         ticking = asyncio.create_task(self._tick())
         first: asyncio.Task[None] | None = None
         try:
-            parts = await self._loaded(bridge, service)
-            if parts is not None:
-                service.ready(self._model)
-                self._announce(parts, self._model, url_of(sock))
-                first = asyncio.create_task(self._settle(bridge, parts))
-            await self._stopping.wait()
+            model = await self._unless_stopped(asyncio.ensure_future(bridge.start(service)))
+            if model is not None:
+                service.ready(model)
+                self._announce(model, url_of(sock))
+                first = asyncio.create_task(self._settle(bridge))
+            lost = await self._unless_stopped(bridge.lost)
+            if lost is not None:
+                await asyncio.sleep(LAST_WORDS_S)
+                raise lost
+            bridge.retire()
             await self._drain()
         finally:
             ticking.cancel()
@@ -190,30 +196,33 @@ class Server:
         if self._stops == 1 and self.service.num_in_flight:
             log.info("draining: %d answers in flight have %g s", self.service.num_in_flight, self.limits.drain_s)
 
-    def _loaded_parts(self) -> Assembly:
-        """On the engine's thread: the model, and what is to be known of it."""
-        parts, self._model = self._load()
-        return parts
-
-    async def _loaded(self, bridge: EngineThread, service: Service) -> Assembly | None:
-        """The model, or None when a signal came first."""
-        loading = asyncio.ensure_future(bridge.start(service))
+    async def _unless_stopped(self, future: asyncio.Future[T]) -> T | None:
+        """What `future` brings, or None when a signal came first."""
         stopping = asyncio.ensure_future(self._stopping.wait())
+        both: list[asyncio.Future[Any]] = [future, stopping]
         try:
-            await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
-        return loading.result() if loading.done() else None
+        return future.result() if future.done() else None
 
-    async def _settle(self, bridge: EngineThread, parts: Assembly) -> None:
+    async def _settle(self, bridge: Bridge) -> None:
         """What need not be there before the first request: a compiled template, the machine's wall."""
         await _render_once(self.service)
-        if self._measure is not None:
+        while self.service.model.wall is None:
             await asyncio.sleep(QUIET_S)
-            while self.service.num_in_flight:
-                await asyncio.sleep(QUIET_S)
-            measure = self._measure
-            self.service.measured(await bridge.between_steps(lambda: measure(parts)))
+            if self.service.num_in_flight or self.service.state is not State.READY:
+                continue
+            try:
+                wall = await bridge.measure()
+            except EngineAwayError:  # asked again when there is another one
+                continue
+            except EngineError as error:
+                log.warning("the machine's wall is not known: %s", error)
+                return
+            if wall is None:
+                return
+            self.service.measured(wall)
 
     async def _drain(self) -> None:
         """Waits for answers in flight; what is left at the end is told so, in its own words."""
@@ -273,13 +282,13 @@ def _http_config(app: App, config: Callable[..., Any]) -> Any:
     )
 
 
-def serve(serve_config: ServeConfig, load: Load, announce: Announce, measure: Measure) -> int:
+def serve(serve_config: ServeConfig, make_bridge: MakeBridge, announce: Announce) -> int:
     """Binds, loads, serves, drains; returns the exit code. Raises a `LegatoError` for what stands in the way."""
     check_exposure(serve_config)
     with bind(serve_config) as sock:
         sys.setswitchinterval(SWITCH_S)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(Server(serve_config, load, announce, measure=measure).run(sock))
+            return runner.run(Server(serve_config, make_bridge, announce).run(sock))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

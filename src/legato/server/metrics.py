@@ -18,7 +18,8 @@ from typing import Any
 from legato import __version__
 from legato.server.bridge import Snapshot
 from legato.server.meters import Histogram, Meters
-from legato.server.service import Model, Service
+from legato.server.model import Model
+from legato.server.service import Service
 
 KIND = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -53,6 +54,7 @@ def families(service: Service, healthy: bool) -> Iterator[Family]:
     yield _gauge("up", "1 while requests are taken and the engine makes progress", healthy)
     yield from _of_meters(service.meters)
     yield _gauge("requests_in_flight", "Answers that the engine still has to end", service.num_in_flight)
+    yield _counter("engine_restarts_total", "Engines started after the first", service.bridge.num_restarts)
     yield _process("resident_memory_bytes", "gauge", "Memory in use", resident_bytes())
     yield _process("cpu_seconds_total", "counter", "Processor time of all threads", time.process_time())
     snapshot = service.bridge.snapshot()

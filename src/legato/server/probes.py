@@ -13,6 +13,7 @@ from legato.server.bridge import Snapshot
 from legato.server.exchange import TEXT, Exchange
 from legato.server.jsonbody import dumps
 from legato.server.metrics import KIND, exposition
+from legato.server.progress import Progress
 from legato.server.protocols.openai.words import error_body
 from legato.server.routes import Route
 from legato.server.service import Service, State
@@ -57,8 +58,19 @@ def readiness(service: Service) -> tuple[int, dict[str, Any]]:
             return 200, shown
         shown["state"] = "dead" if pulse.dead else "hung"
         shown["step_s"], shown["limit_s"] = round(pulse.busy_s, 3), round(pulse.hang_after_s, 3)
+    if service.state is State.LOADING:
+        shown["progress"] = _progress(service.bridge.progress())
     shown["status"] = "unavailable"
     return 503, shown
+
+
+def _progress(progress: Progress | None) -> dict[str, Any] | None:
+    """What is being done, and how much of it; the fraction is null where nobody knows how much it will be."""
+    if progress is None:
+        return None
+    fraction = progress.fraction
+    shown = {"what": progress.what, "fraction": None if fraction is None else round(fraction, 4)}
+    return shown | {"done_bytes": progress.done, "total_bytes": progress.total} if progress.total else shown
 
 
 def figures(service: Service) -> dict[str, Any]:
@@ -76,6 +88,7 @@ def figures(service: Service) -> dict[str, Any]:
         },
         "wall": None if model.wall is None else asdict(model.wall),
         "in_flight": service.num_in_flight,
+        "engine_restarts": service.bridge.num_restarts,
         "places": service.num_places,
         "step_s": round(pulse.busy_s, 4),
         "hung_after_s": round(pulse.hang_after_s, 3),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from legato.errors import CapacityError, LegatoError, ModelFileError, OverloadedError, RequestError
+from legato.errors import CapacityError, EngineAwayError, LegatoError, ModelFileError, OverloadedError, RequestError
 
 KINDS = {
     400: "invalid_request_error",
@@ -88,6 +88,8 @@ def problem_of(error: BaseException) -> Problem:
             return Problem(400, str(error), param=error.field, code="invalid_value")
         case OverloadedError():
             return Problem(429, str(error), code="rate_limit_exceeded", retry_after_s=error.retry_after_s)
+        case EngineAwayError():
+            return Problem(503, str(error), code="engine_error", retry_after_s=error.retry_after_s)
         case ModelFileError():  # of the chat template, the only file that is run while serving
             text = f"the model's {error.field} {error.problem}; send fewer or shorter messages"
             return Problem(400, text, param="messages", code="invalid_value")

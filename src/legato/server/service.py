@@ -15,30 +15,27 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from enum import StrEnum
 
 from legato.answers import Answer
-from legato.assemble import Assembly
 from legato.completion import Completion, Delta, Receipt
 from legato.core.events import Event
 from legato.core.plan import TokenLogprobs
-from legato.core.request import Request, SamplingParams
+from legato.core.request import Request
 from legato.core.sequence import FinishReason
-from legato.errors import CapacityError, LegatoError, OverloadedError, RequestError
+from legato.errors import CapacityError, EngineAwayError, LegatoError, OverloadedError, RequestError
 from legato.server.ask import Ask, Chat, Ids, Prompt, Result, Text
 from legato.server.bridge import Bridge
-from legato.server.facts import ModelFacts, facts_of
 from legato.server.limits import ServerLimits
 from legato.server.meters import Meters
-from legato.server.problems import Problem
+from legato.server.model import Model, Wall
+from legato.server.problems import Problem, problem_of
 from legato.server.reading import AnswerReader, prepared, with_tools, without_thought
 from legato.text.chat import encode_chat
 from legato.text.stream import TextStream
-from legato.text.template import ChatTemplate, checked_messages
-from legato.text.tokenizer import Tokenizer
-from legato.weights.source import digest
+from legato.text.template import checked_messages
 
 MOST_CHARS = 256  # no vocabulary has tokens that are longer than this on the average of a whole prompt
 SALT = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -49,62 +46,6 @@ class State(StrEnum):
     READY = "ready"
     DRAINING = "draining"
     ERROR = "error"
-
-
-@dataclass(frozen=True, slots=True)
-class Wall:
-    """A decode step reads all of `weight_bytes`, and `kv_bytes_per_token` for each token before it."""
-
-    read_gb_s: float
-    weight_bytes: int
-    kv_bytes_per_token: int
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """What is known of the one model that is served.
-
-    name     what clients call it
-    admit    makes ready what sampling needs; takes seconds at times, raises `RequestError`
-    wall     what bounds its steps on this machine, if that was measured
-    digest, weights  as in `Receipt`
-    """
-
-    name: str
-    created: int
-    context_length: int
-    vocab_size: int
-    tokenizer: Tokenizer
-    template: ChatTemplate | None
-    isa: str
-    threads: int
-    kv: str
-    max_seqs: int
-    admit: Callable[[SamplingParams], None]
-    facts: ModelFacts = field(default_factory=ModelFacts)
-    wall: Wall | None = None
-    digest: str = ""
-    weights: str = "auto"
-
-    @classmethod
-    def of(cls, parts: Assembly, name: str, wall: Wall | None = None) -> Model:
-        return cls(
-            name=name,
-            created=int(time.time()),
-            context_length=parts.engine.scheduler.limits.context_length,
-            vocab_size=parts.vocab_size,
-            tokenizer=parts.tokenizer,
-            template=parts.template,
-            isa=parts.executor.isa,
-            threads=parts.executor.threads,
-            kv=str(parts.kv_format),
-            max_seqs=parts.engine.scheduler.limits.max_running,
-            admit=parts.runner.admit,
-            facts=facts_of(parts.source),
-            wall=wall,
-            digest=digest(parts.source),
-            weights=parts.config.weights,
-        )
 
 
 class AnswerStream:
@@ -281,7 +222,9 @@ class Service:
             raise Problem(503, "the server is shutting down; try another one", code="draining", retry_after_s=5)
         if self.state is State.ERROR:
             raise Problem(503, "the engine has failed; the server has to be restarted", code="engine_error")
-        assert self.model
+        if self.model and self.state is State.LOADING:
+            text = "the engine is being started again; /ready tells when it is there"
+            raise Problem(503, text, code="loading", retry_after_s=1)
 
     def check_model(self, name: str) -> None:
         """Raises a 404 for a model that is not the one here."""
@@ -427,12 +370,26 @@ class Service:
         if answer.finished:
             del self._streams[answer.request.request_id]
 
+    def engine_lost(self, away: EngineAwayError) -> None:
+        """Every stream ends in an error; new ones are taken when another engine is there."""
+        if self.state is State.READY:
+            self.state = State.LOADING
+        self._fail_all(problem_of(away))
+
+    def engine_back(self, model: Model) -> None:
+        self._model = replace(model, created=self.model.created, wall=self.model.wall)
+        if self.state is State.LOADING:
+            self.state = State.READY
+
     def engine_ended(self, error: LegatoError) -> None:
         """Every stream ends in an error; no new ones are taken."""
         if self.state is not State.DRAINING:
             self.state, self.problem = State.ERROR, str(error)
+        text = "the engine ended before this answer was whole"
+        self._fail_all(Problem(500, text, code="engine_error", retry_after_s=5))
+
+    def _fail_all(self, fault: Problem) -> None:
         self.meters.forget()
-        fault = Problem(500, "the engine ended before this answer was whole", code="engine_error", retry_after_s=5)
         for stream in self.streams():
             stream.fail(fault)
         self._streams.clear()

@@ -20,6 +20,7 @@ from legato.core.sequence import FinishReason
 from legato.server.ask import Ask, Result
 from legato.server.exchange import Exchange
 from legato.server.jsonbody import dumps, parse
+from legato.server.model import Model
 from legato.server.problems import Problem
 from legato.server.protocols import Asked, Ready, generation, ignored_header
 from legato.server.protocols.ollama_parse import ChatRequest, GenerateRequest, model_of, parse_chat, parse_generate
@@ -27,7 +28,7 @@ from legato.server.protocols.openai.parts import chat_logprobs
 from legato.server.protocols.turns import Block, Blocks, arguments_of, capabilities, whole_blocks, worded
 from legato.server.reading import Thought
 from legato.server.routes import Route
-from legato.server.service import AnswerStream, Model, Service
+from legato.server.service import AnswerStream, Service
 from legato.text.tools_parser import Content
 
 LINES = b"application/x-ndjson"

@@ -14,9 +14,10 @@ import msgspec
 from legato.errors import RequestError
 from legato.server.ask import Ask, Text
 from legato.server.jsonbody import parse
+from legato.server.model import Model
 from legato.server.protocols.openai.fields import ChatBody
 from legato.server.protocols.turns import ask_of, capabilities, need, refused
-from legato.server.service import Model, Service
+from legato.server.service import Service
 
 IGNORED = frozenset({"keep_alive", "truncate", "shift"})
 """Models stay loaded; a conversation that is too long is refused, not cut."""

@@ -19,11 +19,12 @@ from legato.completion import Delta, Output
 from legato.core.sequence import FinishReason
 from legato.errors import RequestError
 from legato.server.ask import Ask
+from legato.server.model import Model
 from legato.server.problems import Problem
 from legato.server.protocols.openai.fields import ChatBody
 from legato.server.protocols.openai.parse import chat_ask
 from legato.server.reading import Part, Thought
-from legato.server.service import AnswerStream, Model
+from legato.server.service import AnswerStream
 from legato.text.reasoning import thinks
 from legato.text.tools import tool_form
 from legato.text.tools_parser import CallArguments, CallBegun, Content

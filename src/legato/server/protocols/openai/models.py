@@ -6,7 +6,7 @@ Knows: OpenAI's model object and what other clients look for in it. Does not kno
 from __future__ import annotations
 
 from legato.server.jsonbody import dumps
-from legato.server.service import Model
+from legato.server.model import Model
 
 
 def _card(model: Model) -> dict[str, object]:
