@@ -138,7 +138,7 @@ def test_nothing_is_kept_of_what_has_ended() -> None:
         eng.step()
     drain(eng)
     sched = eng.scheduler
-    assert not (sched._waiting or sched._parked or sched._running or sched._live or sched._landing or sched._outbox)
+    assert not (sched._waiting or sched.followers or sched._running or sched._live or sched._landing or sched._outbox)
     assert not runner.known
 
 

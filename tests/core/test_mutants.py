@@ -93,7 +93,7 @@ MUTANTS = [
     Mutant("computed again from the wrong place", CACHE, "pages.clear()\n        seq.num_computed_tokens = 0\n",
            "pages.clear()\n", "test_scheduler_pages"),
     Mutant("naive decoding that remembers", PLAN, "if not self._use_cache:", "if False:", "test_scheduler"),
-    Mutant("siblings never let go", PLAN, "        self._unpark(seq)\n        if event", "        if event",
+    Mutant("siblings never let go", PLAN, "        self._let_go(seq)\n        if event", "        if event",
            "test_scheduler"),
     Mutant("an aborted one is committed", PLAN, "if not piece.seq.finished:", "if piece.seq:"),
     Mutant("preempted without end", PLAN, "MAX_PREEMPTIONS = 8", "MAX_PREEMPTIONS = 10**9", "test_progress"),

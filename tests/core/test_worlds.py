@@ -18,7 +18,7 @@ def test_every_answer_equals_plain_decoding_and_no_page_is_lost(batch: int, capl
 def test_the_worlds_reach_what_they_are_for(caplog: pytest.LogCaptureFixture) -> None:
     """A sample of them preempts, evicts, hits, verifies drafts, recomputes naively and fails on purpose."""
     caplog.set_level("CRITICAL")
-    worlds = [run_world(seed) for seed in range(60)]
+    worlds = [run_world(seed) for seed in range(150)]
     stats = [world.engine.stats() for world in worlds]
     assert sum(s.num_preemptions > 0 for s in stats) >= 5
     assert sum(s.num_faults > 0 for s in stats) >= 2
@@ -26,6 +26,8 @@ def test_the_worlds_reach_what_they_are_for(caplog: pytest.LogCaptureFixture) ->
     assert sum(0 < s.total.accepted_tokens < s.total.draft_tokens for s in stats) >= 5
     assert sum(not world.use_cache for world in worlds) >= 3
     assert sum(len(world.requests) for world in worlds) >= 150
+    led = sum(world.engine.scheduler.followers.num_strangers > 0 for world in worlds)
+    assert led >= 3, "prompts wait for others to compute what they share"
     assert sum(s.num_expired > 0 for s in stats) >= 5, "deadlines pass"
     assert sum(world.num_refused > 0 for world in worlds) >= 5, "the door is closed now and then"
     assert sum(not world.engine.scheduler.continuous for world in worlds) >= 3

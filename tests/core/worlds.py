@@ -62,19 +62,23 @@ class World:
         self.num_pages = max(1, self.context // self.page_size + rng.choice([-2, 0, 0, 0, 1, 1, 3, 40]))
         self.max_tokens, self.max_seqs = rng.choice([1, 2, 3, 5, 9, 17, 64, 256]), rng.choice([1, 2, 4, 8, 16])
         self.use_cache = rng.random() < 0.9
+        self.max_tokens = self.max_tokens if self.use_cache else max(5, self.max_tokens)  # or some take 100,000 steps
         wrong = rng.choice([0.0, 0.1, 0.5, 1.0])
         proposer = Guesser(self, wrong, rng.choice([1, 2, 4, 9])) if rng.random() < 0.4 else None
         budget = Rows(lambda planned: rng.randint(-1, 12)) if rng.random() < 0.3 else None
         self.runner = PageEcho(self.num_pages, self.page_size, self.vocab, self.eos)
         self.now = 0.0
+        self.row_s = rng.choice([0.0, 0.0, 0.001])  # where rows take time, prompts wait for those that begin alike
+        self.tick_s, self.rush = (1e-5, 0.97) if self.row_s else (1e-3, 0.3)
+        law = StepCost(self.tick_s, 1e-3) if self.row_s else StepCost(rng.choice([1e-5, 1e-3, 6e-3]), 1e-4, 4e-4)
         self.engine = Engine(
             self.runner, num_pages=self.num_pages, page_size=self.page_size, max_tokens=self.max_tokens,
             max_seqs=self.max_seqs, context_length=self.context, vocab_size=self.vocab, eos_ids=self.eos,
             clock=self.clock, use_cache=self.use_cache, proposer=proposer, budget=budget,
             itl_slo_ms=rng.choice([None, None, 1, 8, 50]), max_waiting=rng.choice([None, None, None, 0, 2]),
-            continuous=rng.random() < 0.85, step_cost=StepCost(rng.choice([1e-5, 1e-3, 6e-3]), 1e-4, 4e-4),
+            continuous=rng.random() < 0.85, step_cost=law,
         )  # fmt: skip
-        self.families = [self.some_ids(rng.randint(1, 30)) for _ in range(rng.randint(1, 3))]
+        self.families = [self.some_ids(rng.randint(1, 30)) for _ in range(1 if self.row_s else rng.randint(1, 3))]
         self.abort_rate, self.fault_rate = rng.choice([0, 0, 0, 0.02, 0.2]), rng.choice([0, 0, 0, 0.005])
         self.to_come = rng.randint(1, 12)
         self.requests: dict[str, Request] = {}
@@ -87,7 +91,7 @@ class World:
     # -- what chance decides --------------------------------------------------------------------------------------
 
     def clock(self) -> float:
-        self.now += 0.001
+        self.now += self.tick_s
         return self.now
 
     def some_ids(self, count: int) -> list[int]:
@@ -100,7 +104,8 @@ class World:
         return True
 
     def during(self, plan: Plan) -> None:
-        """In the middle of a step: an abort may come, or the device may fail."""
+        """In the middle of a step, which takes its time: an abort may come, or the device may fail."""
+        self.now += self.row_s * plan.num_tokens
         if self.rng.random() < self.abort_rate / 2:
             self.abort_one()
         if self.rng.random() < self.fault_rate:
@@ -208,11 +213,11 @@ class World:
         kv = engine.stats().kv
         assert kv.free + kv.cached + kv.in_use == kv.total == self.num_pages
         assert runner.num_rows - rows_before <= self.max_tokens, "more rows than a step may carry"
-        scheduler = engine.scheduler
+        scheduler, longest = engine.scheduler, self.row_s * self.max_tokens
         for request_id, seqs in scheduler._live.items():
             deadline_ms = self.requests[request_id].deadline_ms
             arrived = seqs[0].marks["arrived"]
-            assert deadline_ms is None or self.now - arrived < deadline_ms / 1000 + 0.02, "past its deadline"
+            assert deadline_ms is None or self.now - arrived < deadline_ms / 1000 + 0.02 + longest, "past its deadline"
         report = scheduler.by_tenant()
         assert sum(r.num_running for r in report.values()) == scheduler.num_running
         assert sum(r.num_waiting for r in report.values()) == scheduler.num_waiting
@@ -245,7 +250,7 @@ class World:
     def run(self) -> None:
         rng = self.rng
         for _ in range(MAX_STEPS):
-            while self.to_come and rng.random() < 0.3:
+            while self.to_come and rng.random() < self.rush:
                 self.add_one()
             if rng.random() < self.abort_rate / 2:
                 self.abort_one()

@@ -58,18 +58,25 @@ class CacheManager:
         """Pages that can be had without taking any from a sequence: free ones and cached ones."""
         return self._pool.num_free + self._tree.num_idle
 
+    def found(self, seq: Sequence) -> int:
+        """How many tokens `match` would map, without mapping them."""
+        return len(self._path(seq)) * self.page_size
+
     def match(self, seq: Sequence) -> int:
         """Maps the longest computed prefix into `seq`, which holds no pages; returns its length in tokens.
 
         Never reaches past the first token whose logits are wanted, so at least one token is left to compute.
         """
         assert not seq.pages
-        most = seq.first_logit_row // self.page_size
-        for node in self._tree.walk(seq.request.salt, seq.token_ids, most):
+        for node in self._path(seq):
             self._use(node)
             seq.pages.append(node.page)
         seq.num_computed_tokens = len(seq.pages) * self.page_size
         return seq.num_computed_tokens
+
+    def _path(self, seq: Sequence) -> list[Node]:
+        most = seq.first_logit_row // self.page_size
+        return self._tree.walk(seq.request.salt, seq.token_ids, most)
 
     def explain(self, seq: Sequence) -> Miss | None:
         """Why `match` found no more for `seq`, or None when it found all it may use. Call it right after `match`."""

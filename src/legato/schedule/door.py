@@ -12,6 +12,7 @@ from legato.core.sequence import FinishReason, Sequence
 from legato.errors import OverloadedError
 from legato.measure.step_time import StepTimeModel
 from legato.schedule.budget import Budget
+from legato.schedule.followers import Followers
 from legato.schedule.forecast import Forecast, Job, forecast
 from legato.schedule.limits import Limits
 from legato.schedule.waiting import WaitingQueue
@@ -40,18 +41,18 @@ class Door:
         max_length: int,
         running: Collection[Sequence],
         waiting: WaitingQueue,
-        num_waiting: int,
+        parked: Followers,
     ) -> None:
         """Lets `request` pass, or raises."""
-        most = self._limits.max_waiting
+        most, num_waiting = self._limits.max_waiting, len(waiting) + len(parked)
         if most is not None and len(running) + num_waiting >= self._limits.max_running + most:
             self.num_refused += 1
-            half = [self.job(seq) for seq in waiting][: max(1, num_waiting // 2)]
+            half = [*map(self.job, waiting), *self._followers(parked)][: max(1, num_waiting // 2)]
             wait = self._ask(Job(1, 1), [self.job(seq) for seq in running], half, self._depth(running))
             raise OverloadedError(f"the queue is full: {num_waiting} wait", max(LEAST_RETRY_S, wait.queue_s))
         if request.deadline_ms is not None:
             job = Job(len(request.prompt_ids), self._expected(request, max_length - len(request.prompt_ids)))
-            due = self.forecast(job, running, waiting, request.priority, request.tenant)
+            due = self.forecast(job, running, waiting, parked, request.priority, request.tenant)
             late = due.seconds - request.deadline_ms / 1000
             if late > 0:
                 self.num_refused += 1
@@ -59,10 +60,16 @@ class Door:
                 raise OverloadedError(problem, max(LEAST_RETRY_S, min(late, due.queue_s)))
 
     def forecast(
-        self, job: Job, running: Collection[Sequence], waiting: WaitingQueue, priority: int, tenant: str
+        self,
+        job: Job,
+        running: Collection[Sequence],
+        waiting: WaitingQueue,
+        parked: Followers,
+        priority: int,
+        tenant: str,
     ) -> Forecast:
-        """Of `job`, if it came now."""
-        ahead = [self.job(seq) for seq in waiting.ahead_of(priority, tenant)]
+        """Of `job`, if it came now. Those parked behind one who runs come as soon as that one lets them."""
+        ahead = [*map(self.job, waiting.ahead_of(priority, tenant)), *self._followers(parked)]
         return self._ask(job, [self.job(seq) for seq in running], ahead, self._depth(running, job))
 
     def job(self, seq: Sequence) -> Job:
@@ -70,6 +77,11 @@ class Door:
         left = max(1, seq.max_length - len(seq.token_ids))
         prompt = max(0, len(seq.token_ids) - 1 - seq.num_computed_tokens)
         return Job(prompt, self._expected(seq.request, left, seq.num_output_tokens))
+
+    def _followers(self, parked: Followers) -> list[Job]:
+        """What those have left to do who find the first tokens of their prompts."""
+        jobs = ((self.job(seq), found) for seq, found in parked)
+        return [Job(max(0, job.prompt - found), job.answer) for job, found in jobs]
 
     def learn(self, seq: Sequence) -> None:
         """An answer has ended; those that ended by themselves tell how long answers are."""

@@ -11,8 +11,8 @@ second. A step is filled in this order, under a budget of rows:
        the earliest
 
 Where sequences are
-    parked  --leader has the prompt-->  waiting  --admitted-->  running  --> finished
-                                           ^------preempted--------|
+    parked  --leader has what they share-->  waiting  --admitted-->  running  --> finished
+       ^-------somebody running computes its prefix--|  ^-----preempted-------|
 
 Progress. The best running sequence always gets its page: others are preempted for it. A sequence preempted
 MAX_PREEMPTIONS times is pinned: never a victim again, and admitted only when the pages of its whole life fit beside
@@ -37,6 +37,7 @@ from legato.schedule.accept import accept
 from legato.schedule.budget import Budget, WholeSteps
 from legato.schedule.cache_manager import CacheManager
 from legato.schedule.door import Door
+from legato.schedule.followers import Followers, leader_of, worth_waiting
 from legato.schedule.forecast import Forecast, Job
 from legato.schedule.limits import Limits
 from legato.schedule.page_pool import pages_for
@@ -122,14 +123,15 @@ class Scheduler:
         self.num_preemptions = 0
         self._eos_ids, self._use_cache = frozenset(eos_ids), use_cache
         self._budget = budget if budget is not None else WholeSteps()
+        self._model = model if model is not None else StepTimeModel()
         self.tenants = Tenants()
-        self.door = Door(limits, model if model is not None else StepTimeModel(), self._budget)
+        self.followers = Followers(limits.page_size)
+        self.door = Door(limits, self._model, self._budget)
         self.num_expired = 0
         self._next_id = self._seats = 0
         self._waiting = WaitingQueue(self.tenants)
         self._owed: dict[int, int] = {}  # prompt tokens that were promised and are not computed yet
         self._deadlines: list[tuple[float, int, Sequence]] = []
-        self._parked: dict[int, list[Sequence]] = {}
         self._running: dict[int, Sequence] = {}  # in the order of `_order`
         self._live: dict[str, list[Sequence]] = {}
         self._flying = Plan()
@@ -145,7 +147,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting) + sum(len(seqs) for seqs in self._parked.values())
+        return len(self._waiting) + len(self.followers)
 
     @property
     def has_work(self) -> bool:
@@ -185,12 +187,13 @@ class Scheduler:
         """Queues the request's n answers; returns their seq_ids.
 
         `CapacityError` if it can never fit, `OverloadedError` if the queue is full or its deadline cannot be met.
-        Answers after the first wait until the first has computed the prompt, and then find it in the cache.
+        Answers after the first wait until the first has computed the prompt, and then find it in the cache; so does
+        another request's answer that shares a prompt's beginning with one that is being computed, where it pays.
         """
         if request.request_id in self._live:
             raise RequestError("request_id", request.request_id, "an id that is not in flight", "use a fresh one")
         max_length = self.limits.max_length(request)
-        self.door.check(request, max_length, self._running.values(), self._waiting, self.num_waiting)
+        self.door.check(request, max_length, self._running.values(), self._waiting, self.followers)
         seqs: list[Sequence] = []
         for index in range(request.params.n):
             seq = Sequence(self._next_id, request, index, max_length, marks={"arrived": now})
@@ -201,9 +204,12 @@ class Scheduler:
                 heappush(self._deadlines, (now + request.deadline_ms / 1000, seq.seq_id, seq))
         self._live[request.request_id] = seqs.copy()
         self._waiting.add(seqs[0])
-        if len(seqs) > 1:
-            self._parked[seqs[0].seq_id] = seqs[1:]
-            self._unpark(seqs[0])
+        shareable = (len(request.prompt_ids) - 1) // self.limits.page_size if self._use_cache else 0
+        for seq in seqs[1:]:
+            if shareable:
+                self.followers.park(seq, seqs[0], shareable)
+            else:
+                self._waiting.add(seq)
         return [seq.seq_id for seq in seqs]
 
     def abort(
@@ -219,7 +225,7 @@ class Scheduler:
 
     def forecast(self, job: Job, priority: int = 0, tenant: str = "") -> Forecast:
         """How long a request of so many tokens would wait and run if it came now and nobody after it."""
-        return self.door.forecast(job, self._running.values(), self._waiting, priority, tenant)
+        return self.door.forecast(job, self._running.values(), self._waiting, self.followers, priority, tenant)
 
     def offer(self, drafts: Mapping[int, SequenceOf[int]]) -> None:
         """Pending guesses for sequences that are `ready`; too many are cut, unknown ones ignored."""
@@ -319,6 +325,11 @@ class Scheduler:
                 return
             if before is not None and self._rank(seq) > before:
                 return
+            leader = self._leader(draft, seq)
+            if leader is not None:
+                self._waiting.remove(seq)
+                self.followers.park(seq, *leader)
+                continue
             if self._chunk(draft, seq) < 1 or not self._fits(seq):
                 return
             length = max(1, self._chunk(draft, seq))  # asked again: a matched prefix changes what a row costs
@@ -328,6 +339,17 @@ class Scheduler:
             grown = self.cache.grow(seq, seq.num_computed_tokens + length)
             assert grown
             draft.add(seq, length)
+
+    def _leader(self, draft: _Draft, seq: Sequence) -> tuple[Sequence, int] | None:
+        """Who is computing a prefix of `seq`, and how many pages of it `seq` had better wait for."""
+        if not (self._use_cache and self.continuous):
+            return None
+        leader, pages = leader_of(seq, self._running.values(), self.limits.page_size)
+        if leader is None:
+            return None
+        assert draft.load is not None
+        pays = worth_waiting(self._model, draft.load, self.cache.found(seq), pages * self.limits.page_size)
+        return (leader, pages) if pays else None
 
     def _enter(self, seq: Sequence, now: float) -> None:
         """Among the running ones, at its place; what it has still to compute of its prompt is promised."""
@@ -395,6 +417,8 @@ class Scheduler:
         seq.num_preemptions += 1
         self.num_preemptions += 1
         self._waiting.add(seq)
+        for follower in self.followers.let_go_strangers(seq):
+            self._waiting.add(follower)
         self._seats += not self.continuous
 
     # -- after a step ---------------------------------------------------------------------------------------------
@@ -409,7 +433,7 @@ class Scheduler:
                 seq.num_computed_tokens = 0
         if event.token_ids or seq.seq_id in self._owed:
             self._serve(seq, len(event.token_ids))
-        self._unpark(seq)
+        self._let_go(seq)
         if event.finish_reason is not None:
             self._finish(seq, event, now)
         elif event.token_ids or event.prompt_logprobs:
@@ -448,7 +472,7 @@ class Scheduler:
             self._landing.append(seq)
         else:
             self.cache.release(seq, keep=event.error is None)
-        self._unpark(seq)
+        self._let_go(seq)
         event.usage = Usage(
             seq.num_prompt_tokens,
             seq.num_output_tokens,
@@ -463,7 +487,7 @@ class Scheduler:
     def _forget(self, seq: Sequence) -> None:
         """Takes `seq` off the list it is on, and off its request."""
         if self._running.pop(seq.seq_id, None) is None and not self._waiting.remove(seq):
-            next(seqs for seqs in self._parked.values() if seq in seqs).remove(seq)
+            self.followers.remove(seq)
         self.tenants.promise(seq.request.tenant, -self._owed.pop(seq.seq_id, 0))
         self.tenants.leave(seq.request.tenant)
         live = self._live[seq.request.request_id]
@@ -477,12 +501,7 @@ class Scheduler:
             self._deadlines = [entry for entry in self._deadlines if not entry[2].finished]
             heapify(self._deadlines)
 
-    def _unpark(self, leader: Sequence) -> None:
-        """Lets the followers of `leader` queue once all they could share is computed, or will not be."""
-        if leader.seq_id not in self._parked:
-            return
-        size = self.limits.page_size
-        shareable = (leader.num_prompt_tokens - 1) // size if self._use_cache else 0
-        if leader.finished or leader.num_computed_tokens // size >= shareable:
-            for seq in self._parked.pop(leader.seq_id):
-                self._waiting.add(seq)
+    def _let_go(self, leader: Sequence) -> None:
+        """Lets followers of `leader` queue once all that they could share is computed, or will not be."""
+        for seq in self.followers.let_go(leader):
+            self._waiting.add(seq)
