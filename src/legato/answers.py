@@ -14,6 +14,7 @@ from legato.core.miss import Miss, MissCause
 from legato.core.plan import TokenLogprobs
 from legato.core.request import Request
 from legato.core.sequence import FinishReason
+from legato.measure.case import Visit
 from legato.text.stream import TextStream
 from legato.text.tokenizer import Tokenizer
 
@@ -38,13 +39,19 @@ class Answer:
     """Takes the events of one request; `deltas` collects what has not been fetched yet.
 
     stop_index  called with an answer's index when a stop string ended it, so that the engine computes no more of it
+    visit       what was done to the request before
     """
 
     def __init__(
-        self, request: Request, new_stream: Callable[[], TextStream], stop_index: Callable[[int], None]
+        self,
+        request: Request,
+        new_stream: Callable[[], TextStream],
+        stop_index: Callable[[int], None],
+        visit: Visit | None = None,
     ) -> None:
         params = request.params
         self.request = request
+        self.visit = visit if visit is not None else Visit()
         self.deltas: list[Delta] = []
         self.prompt_logprobs: list[TokenLogprobs] | None = [] if params.prompt_logprobs is not None else None
         self.tokenizer: Tokenizer | None = None  # whose words say where the prompt missed the cache
@@ -65,6 +72,7 @@ class Answer:
 
     def feed(self, event: Event) -> None:
         """Takes one event in. After a stop string only the engine's word on the end still counts."""
+        began = self.visit.clock()
         track = self._tracks[event.index]
         if event.prompt_logprobs and self.prompt_logprobs is not None:
             self.prompt_logprobs.extend(event.prompt_logprobs)
@@ -72,6 +80,8 @@ class Answer:
             self._extend(track, event)
         if event.finish_reason is not None:
             track.usage = event.usage or Usage(len(self.request.prompt_ids), len(track.token_ids), 0, 0, {})
+        self.visit.ended = now = self.visit.clock()
+        self.visit.text += now - began
 
     def _extend(self, track: _Track, event: Event) -> None:
         ids = event.token_ids
@@ -121,7 +131,14 @@ class Answer:
             self.prompt_logprobs,
             request.params,
             self._miss(),
+            self._last_usage(),
+            self.visit,
         )
+
+    def _last_usage(self) -> Usage | None:
+        """Of the answer that ended last: the request took as long as that one."""
+        usages = [track.usage for track in self._tracks if track.usage is not None]
+        return max(usages, key=lambda usage: usage.marks.get("finished", 0.0), default=None)
 
     def _miss(self) -> CacheMiss | None:
         usage = self._tracks[0].usage

@@ -18,6 +18,7 @@ from legato.kernels.cpu import NativeBackend, load_library
 from legato.kernels.ops import Backend, Executor, KvFormat
 from legato.kernels.reference import ReferenceBackend
 from legato.measure import cost
+from legato.measure.case import CALIBRATE, Setting
 from legato.measure.step_time import StepCost
 from legato.models.decoder import Decoder
 from legato.models.load import Blueprint, build_decoder, read_blueprint
@@ -243,6 +244,22 @@ def step_bits(config: Config, blueprint: Blueprint, backend: Backend) -> dict[co
     size = 8 * WeightFormat(made).block_bytes / WeightFormat(made).block
     expands = backend.name == "reference"
     return {role: size if role is not cost.Role.EMBED and (expands or b >= 16) else b for role, b in bits.items()}
+
+
+def setting_of(parts: Assembly) -> Setting:
+    """What requests run on, for explanations: the machine as far as it was calibrated."""
+    config, native = parts.config, parts.backend.name != "reference"
+    return Setting(
+        spec=parts.spec,
+        bits=step_bits(config, parts.blueprint, parts.backend),
+        kv=str(parts.kv_format),
+        threads=parts.executor.threads,
+        page_size=config.page_size,
+        chunk=config.max_step_tokens,
+        kv_formats=("bf16", "int8", "int4") if native else ("f32",),
+        machine=None,
+        note=CALIBRATE,
+    )
 
 
 def model_name(config: Config, source: ModelSource) -> str:

@@ -9,10 +9,14 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from legato.core.events import Usage
 from legato.core.miss import MissCause
 from legato.core.plan import TokenLogprobs
 from legato.core.request import SamplingParams
 from legato.core.sequence import FinishReason
+from legato.errors import UsageError
+from legato.measure.case import Case, Setting, Visit
+from legato.measure.explain import Explanation, explain
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,7 @@ class Completion:
 
     params  with the seed that was drawn; None where an answer cannot be asked for again
     miss    None: all that could be was found in the cache, or nobody looked
+    usage   of the answer that ended last; visit: what was done to the request outside the engine (for `LLM.explain`)
     """
 
     prompt_ids: list[int]
@@ -158,6 +163,8 @@ class Completion:
     prompt_logprobs: list[TokenLogprobs] | None = None
     params: SamplingParams | None = None
     miss: CacheMiss | None = None
+    usage: Usage | None = field(default=None, compare=False)
+    visit: Visit | None = field(default=None, compare=False)
 
     @property
     def text(self) -> str:
@@ -192,6 +199,17 @@ class Completion:
     def num_output_tokens(self) -> int:
         """Of all answers together."""
         return sum(len(output.token_ids) for output in self.outputs)
+
+    def explain(self, setting: Setting) -> Explanation:
+        """Where its milliseconds went; of several answers to one prompt, of the one that ended last.
+
+        `UsageError` for an answer that has not ended. What it ran on is known to `LLM.setting`.
+        """
+        usage, visit = self.usage, self.visit
+        if usage is None or visit is None or "arrived" not in usage.marks:
+            raise UsageError("this answer has not ended: explain it when its finish_reason is there")
+        reason = "" if self.finish_reason is None else str(self.finish_reason)
+        return explain(Case(setting, usage, visit, reason), None if self.miss is None else self.miss.sentence)
 
     def as_json(self) -> dict[str, Any]:
         """The fields of `legato generate --json`: the first answer's, and `outputs` when there are several."""

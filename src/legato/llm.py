@@ -22,7 +22,7 @@ import numpy as np
 
 from legato import __version__
 from legato.answers import Answer
-from legato.assemble import Assembly, assemble, model_name
+from legato.assemble import Assembly, assemble, model_name, setting_of
 from legato.completion import Completion, Delta, Receipt
 from legato.config import Config
 from legato.core.request import Request, SamplingParams
@@ -30,6 +30,8 @@ from legato.core.sequence import FinishReason
 from legato.core.sequence import Sequence as EngineSequence
 from legato.errors import CapacityError, EngineError, RequestError, UsageError
 from legato.kernels.ops import FloatArray
+from legato.measure.case import Setting, Visit
+from legato.measure.explain import Explanation
 from legato.measure.step_time import Load
 from legato.runtime.session_file import Fingerprint
 from legato.runtime.session_folder import SessionFolder
@@ -84,6 +86,7 @@ class LLM:
         self.tokenizer = self.parts.tokenizer
         self.notes = tuple(self.parts.notes)
         self._digest: str | None = None
+        self._setting: Setting | None = None
         self._answers: dict[str, Answer] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
@@ -108,6 +111,13 @@ class LLM:
         if self._digest is None:
             self._digest = digest(self.parts.source)
         return self._digest
+
+    @property
+    def setting(self) -> Setting:
+        """What its requests run on, for explanations."""
+        if self._setting is None:
+            self._setting = setting_of(self.parts)
+        return self._setting
 
     @property
     def sessions(self) -> Sessions:
@@ -153,7 +163,8 @@ class LLM:
         answers: list[Answer] = []
         try:
             for prompt, p in zip(asked, chosen, strict=True):
-                answers.append(self._submit(self._prompt_ids(prompt), p))
+                visit = Visit()
+                answers.append(self._submit(self._prompt_ids(prompt, visit), p, visit))
             while not all(answer.finished for answer in answers):
                 self._pump()
         finally:
@@ -163,18 +174,36 @@ class LLM:
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None, **template: Any) -> Completion:
         """The answer to a conversation: mappings with `role` and `content`; `template` goes to the chat template."""
-        return self.generate([self.render(messages, **template)], params)[0]
+        visit = Visit()
+        ids = self._rendered(messages, visit, **template)
+        return _finished(Stream(self, self._submit(ids, params or SamplingParams(), visit)))
 
     def stream(self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None) -> Stream:
         """An iterator of deltas; closing it (or leaving its `with` block) aborts the request."""
-        ids = self.render(prompt) if _is_conversation(prompt) else self._prompt_ids(prompt)
-        return Stream(self, self._submit(ids, params or SamplingParams()))
+        visit = Visit()
+        ids = self._rendered(prompt, visit) if _is_conversation(prompt) else self._prompt_ids(prompt, visit)
+        return Stream(self, self._submit(ids, params or SamplingParams(), visit))
 
     def render(self, messages: Sequence[Message], **template: Any) -> list[int]:
         """The token ids of a conversation, ready for the model's answer."""
+        return self._rendered(messages, Visit(), **template)
+
+    def _rendered(self, messages: Sequence[Message], visit: Visit, **template: Any) -> list[int]:
         if self.parts.template is None:
-            return self.tokenizer.encode("\n".join(m.get("content") or "" for m in checked_messages(messages)))
-        return encode_chat(self.tokenizer, self.parts.template, messages, **template)
+            ids = self.tokenizer.encode("\n".join(m.get("content") or "" for m in checked_messages(messages)))
+            visit("tokenise")
+            return ids
+        return encode_chat(self.tokenizer, self.parts.template, messages, lap=visit, **template)
+
+    def explain(
+        self, asked: Completion | Prompt | Sequence[Message], params: SamplingParams | None = None
+    ) -> Explanation:
+        """Where a request's milliseconds went and what would help: of an answer, or of a prompt that is asked now.
+
+        See `Completion.explain`.
+        """
+        done = asked if isinstance(asked, Completion) else _finished(self.stream(asked, params))
+        return done.explain(self.setting)
 
     # -- measures -------------------------------------------------------------------------------------------------
 
@@ -244,10 +273,13 @@ class LLM:
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
-    def _submit(self, ids: list[int], params: SamplingParams) -> Answer:
+    def _submit(self, ids: list[int], params: SamplingParams, visit: Visit) -> Answer:
         if params.seed is None:
             params = replace(params, seed=secrets.randbits(63))
+        visit("")
         self.parts.runner.admit(params)
+        if params.grammar is not None:
+            visit("grammar")
         with self._lock:
             self._check_open()
             request = Request(f"r{next(self._numbers)}", tuple(ids), params)
@@ -256,6 +288,7 @@ class LLM:
                 request,
                 lambda: TextStream(self.tokenizer, params.stop, prompt_ids=ids),
                 lambda index: engine.abort(request.request_id, index, FinishReason.STOP),
+                visit,
             )
             answer.tokenizer = self.tokenizer
             engine.add(request)
@@ -321,12 +354,15 @@ class LLM:
         cuts = [*range(start, end, size), end]
         return sum(model.seconds(Load.of_rows(first, last)) for first, last in pairwise(cuts))
 
-    def _prompt_ids(self, prompt: object) -> list[int]:
+    def _prompt_ids(self, prompt: object, visit: Visit | None = None) -> list[int]:
         """Token ids of a text or a list of ids; refuses what is empty or neither."""
         if isinstance(prompt, str):
             if not prompt:
                 raise RequestError("prompt", prompt, "text that is not empty")
-            return self.tokenizer.encode(prompt)
+            ids = self.tokenizer.encode(prompt)
+            if visit is not None:
+                visit("tokenise")
+            return ids
         if isinstance(prompt, np.ndarray):
             prompt = prompt.tolist()
         if not isinstance(prompt, (list, tuple)):
@@ -401,6 +437,13 @@ class Stream(Iterator[Delta]):
 
     def __del__(self) -> None:
         self._llm._forget(self._answer)
+
+
+def _finished(stream: Stream) -> Completion:
+    with stream:
+        for _ in stream:
+            pass
+    return stream.completion
 
 
 def _listed(prompts: object) -> list[object]:

@@ -11,7 +11,7 @@ of it that hold that character are encoded as plain text, without it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from legato.errors import RequestError
@@ -28,10 +28,12 @@ def encode_chat(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
+    lap: Callable[[str], None] = lambda name: None,
     **kwargs: Any,
 ) -> list[int]:
     """The prompt's ids. Never a second start token: the template writes its own, or none.
 
+    lap  called with "template" once that has rendered, with "tokenise" when the ids are there
     Raises what `ChatTemplate.render` raises.
     """
     given = [messages, tools, kwargs]
@@ -44,12 +46,16 @@ def encode_chat(
             raise RequestError("messages", "", "text that leaves one private-use character unused")
         messages, tools, kwargs = _broken(given, control, mark)
     text = template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, **kwargs)
+    lap("template")
     if not mark or mark not in text:
-        return tokenizer.encode(text, add_special=False, parse_special=True)
-    ids: list[int] = []
+        ids = tokenizer.encode(text, add_special=False, parse_special=True)
+        lap("tokenise")
+        return ids
+    ids = []
     for own, plain in _stretches(text, control, mark):
         ids += tokenizer.encode(own, add_special=False, parse_special=True)
         ids += tokenizer.encode(plain.replace(mark, ""), add_special=False)
+    lap("tokenise")
     return ids
 
 

@@ -1,0 +1,105 @@
+"""What is known of one finished request: what it ran on, its account, what happened to it outside the engine.
+
+Knows: the nouns that `measure.explain` and `measure.advice` read, and the bytes that follow from them.
+Does not know: what is made of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from legato.core.account import Account
+from legato.core.events import Usage
+from legato.core.spec import ArchSpec
+from legato.measure import cost
+from legato.measure.cost import Role
+from legato.measure.machine import Machine
+from legato.measure.predict import CHUNK
+
+CALIBRATE = "this machine was never calibrated, so no share of its walls is told; run: legato calibrate"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a request ran on.
+
+    bits        a weight, by what it is for, scales included
+    chunk       most rows of a prompt in one step
+    kv_formats  those that keys and values could be kept in here
+    machine     None: never calibrated; `note` says so, or what else is to be known of it
+    """
+
+    spec: ArchSpec
+    bits: dict[Role, float]
+    kv: str
+    threads: int
+    page_size: int = 16
+    chunk: int = CHUNK
+    kv_formats: tuple[str, ...] = ("bf16", "int8", "int4")
+    machine: Machine | None = None
+    note: str = CALIBRATE
+
+
+class Visit:
+    """What happens to a request outside the engine. Call it at the end of each thing that is done before.
+
+    begun  clock reading when it was handed in; ended: when its answer was whole
+    laps   seconds of template, tokenise and grammar, before the engine had it
+    text   seconds in which its tokens were made text, between steps or beside them
+    """
+
+    __slots__ = ("_last", "begun", "clock", "ended", "laps", "text")
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
+        self.begun = self.ended = self._last = clock()
+        self.laps: dict[str, float] = {}
+        self.text = 0.0
+
+    def __call__(self, name: str) -> None:
+        """The time since the last lap was spent on `name`; "" for what nobody asks about."""
+        now = self.clock()
+        if name:
+            self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """All that is known of one finished request."""
+
+    setting: Setting
+    usage: Usage
+    visit: Visit
+    finish_reason: str = ""
+
+    @property
+    def account(self) -> Account:
+        return self.usage.account
+
+    @property
+    def total_s(self) -> float:
+        return self.visit.ended - self.visit.begun
+
+    @property
+    def computed(self) -> int:
+        """Prompt tokens that were computed."""
+        return self.usage.num_prompt_tokens - self.usage.num_cached_tokens
+
+    @property
+    def decoded(self) -> int:
+        """Answer tokens after the first."""
+        return max(0, self.usage.num_output_tokens - 1)
+
+
+def weight_bytes(setting: Setting) -> int:
+    """That a step of one row reads."""
+    return cost.weight_read_bytes(setting.spec, setting.bits)
+
+
+def decode_kv_bytes(case: Case) -> int:
+    """Keys and values that the steps after the first token read."""
+    prompt, spec, kv = case.usage.num_prompt_tokens, case.setting.spec, case.setting.kv
+    return sum(cost.kv_read_bytes(spec, kv, prompt + 1 + i) for i in range(case.decoded))
