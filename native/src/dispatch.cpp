@@ -7,6 +7,7 @@
 #include <cstring>
 #include <string>
 
+#include "amx.h"
 #include "status.h"
 
 #if defined(__x86_64__)
@@ -74,10 +75,13 @@ const char* avx512_obstacle() {
   return "";
 }
 
+const char* obstacle_to_tiles();
+
 const Level kLevels[] = {
     {"portable", none, fill_linear_portable, fill_attention_portable, fill_rows_portable},
     {"avx2", avx2_obstacle, fill_linear_avx2, fill_attention_avx2, fill_rows_avx2},
     {"avx512", avx512_obstacle, fill_linear_avx512, fill_attention_avx512, fill_rows_avx512},
+    {"amx", obstacle_to_tiles, fill_linear_amx, fill_attention_avx512, fill_rows_avx512},
 };
 
 #else
@@ -88,6 +92,7 @@ const Level kLevels[] = {
     {"portable", none, fill_linear_portable, fill_attention_portable, fill_rows_portable},
     {"avx2", not_compiled, nullptr, nullptr, nullptr},
     {"avx512", not_compiled, nullptr, nullptr, nullptr},
+    {"amx", not_compiled, nullptr, nullptr, nullptr},
 };
 
 #endif
@@ -107,6 +112,19 @@ bool is_complete(const Kernels& k) {
          k.layer_norm && k.rope && k.add && k.activate && k.softcap && k.argmax;
 }
 
+#if defined(LEGATO_X86_LEVELS)
+
+// Compared once a process: the answer cannot change.
+const char* obstacle_to_tiles() {
+  if (*avx512_obstacle()) return avx512_obstacle();
+  if (!has_leaf7({2, 24, ""}) || !has_leaf7({2, 25, ""})) return "the processor has no AMX for bytes";
+  if ((saved_state() & 0x60000) != 0x60000) return "the system does not save AMX tiles";
+  static const char* const verdict = amx_obstacle(permit_tiles, fill(kLevels[3]), fill(kLevels[2]));
+  return verdict;
+}
+
+#endif
+
 }  // namespace
 
 int32_t isa_count() { return sizeof kLevels / sizeof *kLevels; }
@@ -118,19 +136,21 @@ const char* isa_obstacle(int32_t level) {
   return is_complete(fill(kLevels[level])) ? "" : "this build's compiler did not know its instructions";
 }
 
-Kernels select_kernels(const char* name) {
+int32_t choose_level(const char* name, const char* (*obstacle_to)(int32_t level)) {
   const bool any = strcmp(name, "auto") == 0;
   std::string known;
   for (int32_t i = isa_count() - 1; i >= 0; --i) {
     const Level& level = kLevels[i];
     known = std::string(level.name) + (known.empty() ? "" : ", ") + known;
     if (!any && strcmp(name, level.name) != 0) continue;
-    const char* obstacle = isa_obstacle(i);
+    const char* obstacle = obstacle_to(i);
     if (*obstacle && any) continue;
     if (*obstacle) throw Error(LG_UNSUPPORTED, std::string("isa ") + name + " cannot be used here: " + obstacle);
-    return fill(level);
+    return i;
   }
   throw Error(LG_UNSUPPORTED, std::string("unknown isa ") + name + "; known: " + known);
 }
+
+Kernels select_kernels(const char* name) { return fill(kLevels[choose_level(name, isa_obstacle)]); }
 
 }  // namespace lg

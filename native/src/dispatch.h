@@ -13,6 +13,10 @@ const char* isa_name(int32_t level);
 // "" when the level can be used here, otherwise why not.
 const char* isa_obstacle(int32_t level);
 
+// The level of that name, or the highest one without an obstacle for "auto". Throws as select_kernels does; only the
+// levels that could be chosen are asked for their obstacle.
+int32_t choose_level(const char* name, const char* (*obstacle_to)(int32_t level));
+
 // The table of a level by name, or of the highest usable one for "auto". Throws Error with what is known and why not.
 Kernels select_kernels(const char* name);
 

@@ -118,7 +118,7 @@ inline int64_t partial_floats(int dim) { return round_up(2 + dim, 16); }
 
 // ---------------------------------------------------------------- the table
 struct Kernels {
-  const char* name;  // "portable", "avx2", "avx512"
+  const char* name;  // "portable", "avx2", "avx512", "amx"
 
   // rows
   void (*quantize_row)(const float* x, int64_t K, uint8_t* out);
@@ -177,6 +177,7 @@ void pack_rows(int32_t kind, const uint8_t* src, int64_t n, int64_t cols, uint8_
 void fill_linear_portable(Kernels*);
 void fill_linear_avx2(Kernels*);
 void fill_linear_avx512(Kernels*);
+void fill_linear_amx(Kernels*);  // its other kernels are avx512's
 void fill_attention_portable(Kernels*);
 void fill_attention_avx2(Kernels*);
 void fill_attention_avx512(Kernels*);

@@ -96,6 +96,16 @@ static_assert(sizeof(QGroup) == 64, "the record of kernels.h");
 // Groups whose largest magnitude is below this become zeros: 1 / d must not overflow.
 constexpr float kTinyAmax = 0x1p-100f;
 
+// Scratch of the AMX level: rows gathered tile by tile (16 rows), each tile's sums, and a fixed part. What is gathered
+// together stays in half of a second-level cache, and all of it meets each unpacked weight.
+constexpr int64_t kAmxRowGroupBytes = 1152, kAmxTileSumBytes = 2048, kAmxFixedBytes = 16 << 10;
+constexpr int64_t kAmxSweepBytes = 640 << 10, kAmxLeastTiles = 2, kAmxMostTiles = 32;
+constexpr int64_t amx_tile_bytes(int64_t K) { return (K + kGroup - 1) / kGroup * kAmxRowGroupBytes; }
+constexpr int amx_sweep_tiles(int64_t K) {
+  const int64_t fit = kAmxSweepBytes / amx_tile_bytes(K);
+  return static_cast<int>(fit < kAmxLeastTiles ? kAmxLeastTiles : fit > kAmxMostTiles ? kAmxMostTiles : fit);
+}
+
 template <int N>
 struct Int {
   constexpr operator int() const { return N; }

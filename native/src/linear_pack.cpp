@@ -194,7 +194,11 @@ void pack_rows(int32_t kind, const uint8_t* src, int64_t n, int64_t cols, uint8_
   }
 }
 
-int64_t linear_scratch_bytes(int64_t) { return kAlign; }  // no level needs any today; one with AMX will, for its tiles
+// Only the level with AMX uses any. No K has more rows gathered than the largest one, or than kAmxSweepBytes.
+int64_t linear_scratch_bytes(int64_t max_cols) {
+  const int64_t least = kAmxLeastTiles * amx_tile_bytes(max_cols);
+  return (least > kAmxSweepBytes ? least : kAmxSweepBytes) + kAmxMostTiles * kAmxTileSumBytes + kAmxFixedBytes;
+}
 
 void table_row(int32_t kind, const uint8_t* row, int64_t cols, float scale, float* out) {
   const WeightLayout& layout = kLayouts[kind];

@@ -199,7 +199,7 @@ void linear(const PackedLinear* w, const uint8_t* act, int64_t act_stride, int32
         (takes_quantized_rows(w->kind) ? quantized_tile : float_tile)(w->kind, block, K, act + row * act_stride,
                                                                       act_stride, rows, part);
       }
-      store_tile(*w, tile, rows, i, epilogue, out + row * out_stride, out_stride);
+      store_tile(*w, tile, tile + rows * kLanes, rows, i, epilogue, out + row * out_stride, out_stride);
     }
   }
 }

@@ -9,10 +9,10 @@
 namespace lg {
 namespace {
 
-// Bias, epilogue and store of a tile: [rows][16], or [2][rows][16] with gate and up when gated. `index` counts output
-// blocks; `out` is the tile's first row. An element's result does not depend on its lane.
-inline void store_tile(const PackedLinear& w, const float* tile, int rows, int64_t index, int32_t epilogue, float* out,
-                       int64_t out_stride) {
+// Bias, epilogue and store of a tile: [rows][16], and when gated `up` beside it. `index` counts output blocks; `out` is
+// the tile's first row. An element's result does not depend on its lane.
+inline void store_tile(const PackedLinear& w, const float* tile, const float* up, int rows, int64_t index,
+                       int32_t epilogue, float* out, int64_t out_stride) {
   const M16 lanes = m_range(0, (w.gated ? w.rows / 2 : w.rows) - index * kLanes);
   const float* bias = w.bias ? w.bias + index * kLanes * (w.gated ? 2 : 1) : nullptr;
   out += index * kLanes;
@@ -21,8 +21,8 @@ inline void store_tile(const PackedLinear& w, const float* tile, int rows, int64
     if (bias) y = f_add(y, f_load(bias));
     y = activation(y, epilogue);
     if (w.gated) {
-      const F16 up = f_load(tile + (rows + r) * kLanes);
-      y = f_mul(y, bias ? f_add(up, f_load(bias + kLanes)) : up);
+      const F16 other = f_load(up + r * kLanes);
+      y = f_mul(y, bias ? f_add(other, f_load(bias + kLanes)) : other);
     } else if (epilogue == EP_ADD) {
       y = f_add(f_load_part(out, lanes), y);
     }
@@ -72,7 +72,7 @@ inline void run_linear(const TileTable& table, const PackedLinear& w, const uint
           table.of_rows[n](w.data + (parts * i + p) * bytes, w.cols, act + r * act_stride, act_stride,
                            tile + p * n * kLanes);
         }
-        store_tile(w, tile, n, i, epilogue, out + r * out_stride, out_stride);
+        store_tile(w, tile, tile + n * kLanes, n, i, epilogue, out + r * out_stride, out_stride);
       }
     }
   }

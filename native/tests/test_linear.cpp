@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "../src/kernels.h"
+#include "emulated_amx.h"
 
 using namespace lg;
 
@@ -530,13 +531,14 @@ bool has_avx512() { return false; }
 int main(int argc, char** argv) {
   const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
 #if defined(__x86_64__)
-  void (*const fills[])(Kernels*) = {fill_linear_portable, fill_linear_avx2, fill_linear_avx512};
+  void (*const fills[])(Kernels*) = {fill_linear_portable, fill_linear_avx2, fill_linear_avx512,
+                                     fill_linear_emulated_amx};
 #else
-  void (*const fills[])(Kernels*) = {fill_linear_portable, [](Kernels*) {}, [](Kernels*) {}};
+  void (*const fills[])(Kernels*) = {fill_linear_portable, [](Kernels*) {}, [](Kernels*) {}, [](Kernels*) {}};
 #endif
-  const char* const names[] = {"portable", "avx2", "avx512"};
-  const bool present[] = {true, has_avx2(), has_avx512()};
-  for (int level = 0; level < 3; ++level) {
+  const char* const names[] = {"portable", "avx2", "avx512", "emulated amx"};
+  const bool present[] = {true, has_avx2(), has_avx512(), has_avx512()};
+  for (int level = 0; level < 4; ++level) {
     Kernels k{};
     k.name = names[level];
     fills[level](&k);

@@ -11,6 +11,7 @@ import pytest
 from alphabet import CONTEXT, write_alphabet, write_folder
 
 from legato.cli.group import COMMANDS
+from legato.kernels.cpu import load_library
 
 TIMINGS = {"queue_ms", "prefill_ms", "ttft_ms", "decode_ms", "decode_tok_s", "prompt_tok_s", "cached_tokens"}
 RECEIPT = {"model", "isa", "threads", "kv", "seed", "digest", "weights", "context"}
@@ -181,6 +182,19 @@ def test_doctor(run: Run, environ: dict[str, str]) -> None:
     said = [f["text"] for f in found if f["name"] == "setting"]
     assert "backend=reference from LEGATO_BACKEND" in said
     assert any("LEGATO_THRAEDS" in text for text in said)
+
+
+def test_doctor_says_why_amx_is_not_used(run: Run, environ: dict[str, str]) -> None:
+    library = load_library()
+    if isinstance(library, str):
+        pytest.skip(library)
+    [obstacle] = [isa.obstacle for isa in library.isas() if isa.name == "amx"]
+    environ |= {"LEGATO_ISA": "auto"}
+    [cpu] = [f for f in only_json(run("doctor", "--json").out) if f["name"] == "cpu"]
+    assert cpu["status"] == "ok" and (f"no amx: {obstacle}" if obstacle else "level amx") in cpu["text"]
+    environ |= {"LEGATO_ISA": "amx"}
+    [cpu] = [f for f in only_json(run("doctor", "--json").out) if f["name"] == "cpu"]
+    assert cpu["status"] == ("bad" if obstacle else "ok") and "level amx" in cpu["text"]
 
 
 def test_doctor_fails_where_nothing_can_be_kept(run: Run, environ: dict[str, str], tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def world(native: NativeBackend) -> World:
 
 def test_levels_are_named_with_reasons(library: Library) -> None:
     isas = library.isas()
-    assert [isa.name for isa in isas] == ["portable", "avx2", "avx512"]
+    assert [isa.name for isa in isas] == ["portable", "avx2", "avx512", "amx"]
     usable = [isa.name for isa in isas if not isa.obstacle]
     assert usable[0] == "portable"
     assert NativeBackend(isa="auto", library=library).isa == usable[-1]
@@ -43,7 +43,7 @@ def test_levels_are_named_with_reasons(library: Library) -> None:
 
 
 def test_an_unknown_level_is_answered_with_the_known_ones(library: Library) -> None:
-    with pytest.raises(UsageError, match="unknown isa sse9; known: portable, avx2, avx512"):
+    with pytest.raises(UsageError, match="unknown isa sse9; known: portable, avx2, avx512, amx"):
         NativeBackend(isa="sse9", library=library)
 
 
