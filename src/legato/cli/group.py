@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("legato.cli.chat", "Talk with a model in the terminal."),
     "serve": ("legato.cli.serve", "Answer over HTTP: OpenAI's API, with limits, keys and figures."),
     "launch": ("legato.cli.launch", "Connect another program to the server: show or write its settings."),
+    "explain": ("legato.cli.explain", "Answer one prompt and show where its milliseconds went, and what would help."),
     "replay": ("legato.cli.replay", "Repeat the answer of a receipt, token by token."),
     "sessions": ("legato.cli.sessions", "List, show, delete saved conversations."),
     "models": ("legato.cli.models", "List built-in models and which are on this machine."),

@@ -28,6 +28,25 @@ from legato.measure.line import Line, fit_line
 from legato.measure.machine import Machine
 from legato.measure.predict import Predictor
 
+LABELS = {
+    "template": "template",
+    "tokenise": "tokenise",
+    "grammar": "grammar compiled",
+    "queue": "queue",
+    "prefill_cached": "prompt, cached",
+    "prefill_computed": "prompt, computed",
+    "weights": "decode: reading weights",
+    "kv": "decode: keys and values",
+    "compute": "decode: arithmetic",
+    "host": "decode: host",
+    "others_prefill": "waiting on others' prefill",
+    "others_streams": "waiting on other streams",
+    "preempted": "preempted",
+    "stream": "detokenise, stream",
+    "unexplained": "unexplained",
+}
+"""The parts for a person, in their order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:

@@ -13,7 +13,9 @@ from legato.report.page import Page
 
 # what -> a module with `page(record) -> Page`
 PAGES: dict[str, str] = {
+    "cache": "legato.report.cache",
     "decode": "legato.report.decode",
+    "explain": "legato.report.explain",
 }
 
 
