@@ -15,6 +15,7 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
     "decode": ("legato.cli.bench.decode", "Time a token against context, beside the machine's wall."),
     "cache": ("legato.cli.bench.cache", "The same answer with and without a KV cache."),
     "offline": ("legato.cli.bench.offline", "Throughput of many requests handed over at once."),
+    "serve": ("legato.cli.bench.serve", "Load on a server: latencies, throughput, goodput; ours or any other."),
 }
 
 

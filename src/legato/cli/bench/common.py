@@ -25,6 +25,17 @@ def whole_numbers(option: str, text: str, least: int, example: str) -> list[int]
     return numbers
 
 
+def positive_numbers(option: str, text: str, example: str) -> list[float]:
+    """A list such as 0.5,2; raises `UsageError` naming the option."""
+    try:
+        numbers = [float(word) for word in text.split(",")]
+    except ValueError:
+        numbers = [0.0]
+    if not all(0 < number < float("inf") for number in numbers):
+        raise UsageError(f"{option}={text} is not allowed: numbers above 0, such as {example}")
+    return numbers
+
+
 def receipt(llm: LLM) -> dict[str, Any]:
     """The model and how it runs here, for records."""
     parts = llm.parts
