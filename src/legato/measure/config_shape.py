@@ -133,6 +133,7 @@ class Described:
 
     bits         a weight by what it is for, as published; `weights` says it in a word
     vector_bits  of norms and biases
+    stored_bytes  of the whole model, where a file says it
     notes        what a person should know of how it was counted
     """
 
@@ -140,6 +141,7 @@ class Described:
     bits: Mapping[Role, float]
     weights: str
     vector_bits: float = 16.0
+    stored_bytes: int | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -154,7 +156,7 @@ def describe_config(path: str, config: Mapping[str, object]) -> Described:
     if text:
         notes = (*notes, "only the part that reads and writes text is counted")
     bits, weights = _published_bits(fields, outer)
-    return Described(shape, bits, weights, min(32.0, max(16.0, _float_bits(fields, outer))), notes)
+    return Described(shape, bits, weights, min(32.0, max(16.0, _float_bits(fields, outer))), notes=notes)
 
 
 def _shared(config: Mapping[str, object]) -> dict[str, object]:

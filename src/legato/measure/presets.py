@@ -41,7 +41,7 @@ class Preset:
         found = describe_config(f"https://huggingface.co/{self.page}/blob/main/config.json", self.config)
         if self.weights is None:
             return found
-        return Described(found.shape, {**found.bits, **self.bits}, self.weights, 32.0, found.notes)
+        return Described(found.shape, {**found.bits, **self.bits}, self.weights, 32.0, notes=found.notes)
 
 
 def _config(

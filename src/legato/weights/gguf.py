@@ -17,6 +17,7 @@ import math
 import mmap
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,13 @@ FORMAT_NUMBERS: dict[int, WeightFormat] = {
     30: WeightFormat.BF16,
 }
 
+# (values, bytes) of a block of types that are not run, for who only counts.
+_OTHER_BLOCKS: dict[int, tuple[int, int]] = {
+    **{10: (256, 84), 11: (256, 110), 15: (256, 292), 16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50)},
+    **{20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8)},
+    **{28: (1, 8), 29: (256, 56), 34: (256, 54), 35: (256, 66), 39: (32, 17)},
+}
+
 _OTHER_TYPES: dict[int, str] = {
     **{4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS"},
     **{18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16"},
@@ -83,6 +91,40 @@ class GgufFile:
     metadata: Metadata
     tensors: dict[str, Tensor]
     header_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderTensor:
+    """A tensor as the header tells of it; `format` is ggml's name for its type in lower case."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    bits: float | None  # a value, scales included; None: of a type too new to be known here
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """What stands before the tensors' data."""
+
+    path: str
+    metadata: Metadata
+    tensors: tuple[HeaderTensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What a header says of a tensor; `sizes` in the file's order, fastest first."""
+
+    field: str
+    name: str
+    sizes: list[int]
+    type: int
+    start: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +159,19 @@ def read_gguf(path: str | os.PathLike[str]) -> GgufFile:
         for i in infos
     }
     return GgufFile(name, version, metadata, tensors, min(data_start, size))
+
+
+def read_gguf_header(path: str | os.PathLike[str]) -> GgufHeader:
+    """The header alone: nothing is asked of the data, which may be missing, and types that are not run are named too.
+
+    Raises `ModelFileError` naming the field at fault, also where the file ends within the header.
+    """
+    name = os.fspath(path)
+    buffer, size = map_file(name)
+    cursor = _Cursor(name, buffer, size)
+    _, num_tensors, num_keys = _read_start(cursor)
+    metadata = Metadata(name, _read_metadata(cursor, num_keys))
+    return GgufHeader(name, metadata, tuple(map(_header_tensor, _read_entries(cursor, num_tensors))))
 
 
 class _Cursor:
@@ -263,18 +318,20 @@ def _alignment(metadata: Metadata) -> int:
 
 
 def _read_infos(cursor: _Cursor, num_tensors: int, alignment: int) -> list[_Info]:
-    infos: list[_Info] = []
+    return [_checked(cursor, entry, alignment) for entry in _read_entries(cursor, num_tensors)]
+
+
+def _read_entries(cursor: _Cursor, num_tensors: int) -> Iterator[_Entry]:
     names: set[str] = set()
     for index in range(num_tensors):
         name = cursor.text(f"name of tensor {index}", MAX_NAME)
         if not name or name in names:
             raise cursor.bad(f"name of tensor {index}", f"{shown(name)} occurs twice" if name else "is empty")
         names.add(name)
-        infos.append(_read_info(cursor, name, alignment))
-    return infos
+        yield _read_entry(cursor, name)
 
 
-def _read_info(cursor: _Cursor, name: str, alignment: int) -> _Info:
+def _read_entry(cursor: _Cursor, name: str) -> _Entry:
     field = f"tensor {shown(name)}"
     num_dims = cursor.u32(f"{field}: dimensions")
     if not 1 <= num_dims <= MAX_DIMS:
@@ -282,21 +339,33 @@ def _read_info(cursor: _Cursor, name: str, alignment: int) -> _Info:
     sizes = [cursor.u64(f"{field}: size {axis}") for axis in range(num_dims)]
     number = cursor.u32(f"{field}: type")
     start = cursor.u64(f"{field}: offset")
-    fmt = FORMAT_NUMBERS.get(number)
+    if number >= _TYPE_NUMBERS_END:
+        raise cursor.bad(f"{field}: type", f"is {number}, no ggml type")
+    if not 0 < math.prod(sizes) < 1 << 63:
+        raise cursor.bad(f"{field}: shape", f"{sizes} holds {math.prod(sizes)} values")
+    return _Entry(field, name, sizes, number, start)
+
+
+def _checked(cursor: _Cursor, entry: _Entry, alignment: int) -> _Info:
+    field, sizes = entry.field, entry.sizes
+    fmt = FORMAT_NUMBERS.get(entry.type)
     if fmt is None:
-        if number >= _TYPE_NUMBERS_END:
-            raise cursor.bad(f"{field}: type", f"is {number}, no ggml type")
-        known = _OTHER_TYPES.get(number, f"number {number}")
+        known = _OTHER_TYPES.get(entry.type, f"number {entry.type}")
         problem = f"is ggml's {known}, supported are {', '.join(fmt.name for fmt in WeightFormat)}"
         raise UnsupportedModelError(cursor.path, f"{field}: type", problem)
-    values = math.prod(sizes)
-    if not 0 < values < 1 << 63:
-        raise cursor.bad(f"{field}: shape", f"{sizes} holds {values} values")
     if sizes[0] % fmt.block:
         raise cursor.bad(f"{field}: shape", f"{sizes[0]} columns are not whole {fmt.name} blocks of {fmt.block}")
-    if start % alignment:
-        raise cursor.bad(f"{field}: offset", f"{start} is not a multiple of the alignment {alignment}")
-    return _Info(name, tuple(reversed(sizes)), fmt, start, values // fmt.block * fmt.block_bytes)
+    if entry.start % alignment:
+        raise cursor.bad(f"{field}: offset", f"{entry.start} is not a multiple of the alignment {alignment}")
+    nbytes = math.prod(sizes) // fmt.block * fmt.block_bytes
+    return _Info(entry.name, tuple(reversed(sizes)), fmt, entry.start, nbytes)
+
+
+def _header_tensor(entry: _Entry) -> HeaderTensor:
+    fmt = FORMAT_NUMBERS.get(entry.type)
+    block, nbytes = (fmt.block, fmt.block_bytes) if fmt else _OTHER_BLOCKS.get(entry.type, (0, 0))
+    word = str(fmt) if fmt else _OTHER_TYPES.get(entry.type, f"type {entry.type}").lower()
+    return HeaderTensor(entry.name, tuple(reversed(entry.sizes)), word, 8 * nbytes / block if block else None)
 
 
 def _check_places(path: str, infos: list[_Info], data_bytes: int) -> None:
