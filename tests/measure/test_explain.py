@@ -1,0 +1,224 @@
+"""An explanation adds up, its line is the right one, and its advice is what a known law would really save."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from legato.core.account import Account, Felt
+from legato.core.events import Usage
+from legato.core.spec import Activation, ArchSpec, AttentionSpec, LayerSpec, MlpKind, MlpSpec, NormKind, NormSpec
+from legato.measure.advice import Advice, advise, by_kind
+from legato.measure.case import Case, Setting, Visit
+from legato.measure.cost import Role, attention_flops
+from legato.measure.explain import LABELS, explain, token_line
+from legato.measure.line import fit_line
+from legato.measure.machine import Machine
+
+NORM = NormSpec(NormKind.RMS, 1e-5)
+LAYER = LayerSpec(AttentionSpec(8, 2, 64, 0.125), MlpSpec(MlpKind.GATED, 1024, Activation.SILU), NORM, NORM)
+SPEC = ArchSpec("made-up", 512, 4096, 8192, (LAYER,) * 4, NORM, tied=True)
+BITS = dict.fromkeys(Role, 8.5)
+# Rates of a data sheet, of which 0.8 is assumed to be reached: 40 GB/s; with what only measuring tells.
+SHEET = Machine.from_sheet("a machine", memory_gb_s=50.0, tops={8: 1.0, 16: 0.5}, memory_bytes=1 << 34)
+MACHINE = replace(
+    SHEET, threads=2, read_gb_s={"1": 25.0, "all": 50.0}, int8_tops={"q8_0": {"256": 0.5}}, step_overhead_us=100.0
+)
+
+# The hidden law: seconds of a prompt row, of a query-key pair, of a step, of a token of context, of an answer token.
+ROW, FLOP, STEP, CONTEXT, TOKEN = 2e-4, 4e-12, 1e-3, 2e-6, 5e-3
+
+
+def lived(prompt: int, cached: int, tokens: int, kv: str = "int8", noise: float = 0.0, seed: int = 0) -> Case:
+    """A request alone on a machine that follows the law exactly, but for noise of its tokens."""
+    rng, now = random.Random(seed), 10.001
+    account = Account(begun=now)
+    chunk = 256
+    felt = account.prefill
+    for start in range(cached, prompt, chunk):
+        length = min(chunk, prompt - start)
+        felt.weights, felt.compute = felt.weights + STEP, felt.compute + ROW * length
+        felt.kv += FLOP * attention_flops(SPEC, start, length)
+        now = 10.001 + felt.seconds
+        account.trace.add(now, start + length, int(start + length == prompt), 0.0)
+    first, felt = now, account.decode
+    for i in range(1, tokens):
+        pause = TOKEN * noise * rng.random()
+        felt.weights, felt.kv, felt.host = felt.weights + TOKEN, felt.kv + CONTEXT * (prompt + i), felt.host + pause
+        now = first + felt.seconds
+        account.trace.add(now, prompt + i, 1 + i, 0.0)
+    account.num_steps, account.last, account.share = len(account.trace.at), now, now - account.begun
+    marks = {"arrived": 10.0005, "scheduled": 10.0009, "first_token": first, "finished": now}
+    visit = Visit(lambda: 10.0)
+    visit.laps, visit.ended, visit.text = {"template": 2e-4, "tokenise": 2e-4}, now + 1e-4, 1e-4
+    usage = Usage(prompt, tokens, cached, 0, marks, None, account)
+    return Case(Setting(SPEC, BITS, kv, 2, chunk=chunk), usage, visit, "length")
+
+
+def advice_of(case: Case) -> dict[str, Advice]:
+    return dict(by_kind(advise(case, token_line(case.account.trace))))
+
+
+def test_parts_add_up_and_what_no_clock_saw_is_named() -> None:
+    case = lived(700, 0, 50)
+    told = explain(case)
+    assert sum(part.ms for part in told.parts) == pytest.approx(told.total_ms)
+    assert [part.name for part in told.parts] == list(LABELS)
+    by_name = {part.name: part for part in told.parts}
+    assert by_name["unexplained"].ms == pytest.approx(0.1)  # 0.5 ms before the engine had it, of which 0.4 have names
+    assert by_name["queue"].ms == pytest.approx(0.5) and by_name["stream"].ms == pytest.approx(0.1)
+    assert by_name["weights"].ms == pytest.approx(1e3 * TOKEN * 49)
+    assert told.explained > 0.999 and sum(part.share for part in told.parts) == pytest.approx(1.0)
+    assert all(part.wall_ms is None for part in told.parts) and "legato calibrate" in told.note
+
+
+def test_walls_are_bytes_and_operations_over_what_was_measured() -> None:
+    case = lived(700, 0, 51)
+    told = explain(replace(case, setting=replace(case.setting, machine=MACHINE, note="")))
+    by_name = {part.name: part for part in told.parts}
+    weights = by_name["weights"]
+    assert weights.wall_ms == pytest.approx(1e3 * weights.figures["bytes"] / 40e9)
+    assert weights.wall_ms is not None
+    assert weights.share_of_wall == pytest.approx(weights.wall_ms / weights.ms)
+    kv_bytes = 4 * 2 * (64 + 64 + 4) * sum(701 + i for i in range(50))  # layers, heads, key + value + scales
+    assert by_name["kv"].figures["bytes"] == kv_bytes
+    assert by_name["kv"].wall_ms == pytest.approx(1e3 * kv_bytes / 40e9)
+    assert by_name["host"].wall_ms == pytest.approx(50 * 0.1)
+    assert (by_name["compute"].wall_ms or 0) > 0 and (by_name["prefill_computed"].wall_ms or 0) > 0
+    assert by_name["queue"].wall_ms is None and told.machine == "a machine"
+
+
+def test_the_json_has_the_fields_that_were_promised() -> None:
+    shown = explain(lived(40, 16, 8)).as_json()
+    assert set(shown) == {"steps", "summary", "advice"}
+    assert json.loads(json.dumps(shown, allow_nan=False)) == shown
+    summary = shown["summary"]
+    assert (summary["prompt_tokens"], summary["cached_tokens"], summary["output_tokens"]) == (40, 16, 8)
+    assert set(summary["fit"]) == {"c0_ms", "c1_us_per_token", "c1_error_us", "median_off_ms", "points"}
+    assert len(shown["steps"]) == 8 and sum(step["tokens"] for step in shown["steps"]) == 8
+    gaps = [step["ms"] for step in shown["steps"]]
+    assert sum(gaps) == pytest.approx(shown["steps"][-1]["at_ms"] - 1.0, abs=1e-3)
+    for advice in shown["advice"]:
+        assert {"kind", "do", "saves_ms", "share", "of", "figures", "assumed"} == set(advice)
+
+
+def test_an_answer_that_never_ran_is_explained_by_what_there_is() -> None:
+    visit = Visit(lambda: 5.0)
+    visit.ended = 6.0
+    usage = Usage(10, 0, 0, 0, {"arrived": 5.0, "finished": 6.0})
+    told = explain(Case(Setting(SPEC, BITS, "int8", 2), usage, visit, "abort"))
+    assert told.advice == [] and told.line is None and told.steps == []
+    assert told.parts[-1].ms == pytest.approx(1000.0) and told.explained == pytest.approx(0.0)
+    json.dumps(told.as_json(), allow_nan=False)
+
+
+# -- the line ---------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(st.floats(0.1, 50), st.floats(-1e-2, 1e-1), st.integers(2, 300), st.integers(0, 1000))
+def test_the_line_through_exact_points_is_found(c0: float, c1: float, count: int, start: int) -> None:
+    x = [float(start + i) for i in range(count)]
+    line = fit_line(x, [c0 + c1 * a for a in x])
+    assert line is not None
+    assert line.c0 == pytest.approx(c0, rel=1e-4, abs=1e-4) and line.c1 == pytest.approx(c1, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_few_points_far_off_change_little(seed: int) -> None:
+    """Plain least squares (numpy) is pulled away by them; this line is not."""
+    rng = random.Random(seed)
+    x = [float(500 + i) for i in range(400)]
+    y = [4.0 + 2e-3 * a + rng.gauss(0, 0.05) for a in x]
+    for i in rng.sample(range(300, 400), 20):
+        y[i] += 30.0
+    line, plain = fit_line(x, y), np.polyfit(x, y, 1)
+    assert line is not None
+    assert abs(line.c1 - 2e-3) < 4e-4 < abs(plain[0] - 2e-3)
+    assert line.at(700.0) == pytest.approx(5.4, rel=0.02)
+
+
+def test_no_line_goes_through_one_point() -> None:
+    assert fit_line([3.0, 3.0], [1.0, 2.0]) is None
+    assert explain(lived(20, 0, 2)).line is None
+
+
+# -- advice, checked by living through it -----------------------------------------------------------------------------
+
+
+def total_ms(case: Case) -> float:
+    return 1e3 * case.total_s
+
+
+@pytest.mark.parametrize("prompt", [150, 700, 2000, 6000])
+@pytest.mark.parametrize("tokens", [2, 40, 400])
+def test_a_shorter_prompt_saves_what_was_promised(prompt: int, tokens: int) -> None:
+    case = lived(prompt, 0, tokens)
+    found = advice_of(case).get("shorter_prompt")
+    really = total_ms(case) - total_ms(lived(prompt - 100, 0, tokens))
+    if found is None:
+        assert really < 0.011 * total_ms(case)
+    else:
+        assert found.saves_ms == pytest.approx(really, rel=0.15)
+
+
+@pytest.mark.parametrize("prompt", [150, 2000, 6000])
+def test_a_cached_prefix_saves_what_was_promised(prompt: int) -> None:
+    case = lived(prompt, 0, 30)
+    hit = (prompt - 1) // 16 * 16
+    found = advice_of(case)["cached_prefix"]
+    assert found.saves_ms == pytest.approx(total_ms(case) - total_ms(lived(prompt, hit, 30)), rel=0.05)
+    assert "cached_prefix" not in advice_of(lived(prompt, hit, 30)), "nothing is left to be found"
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("tokens", [10, 200])
+def test_fewer_tokens_save_what_was_promised(tokens: int, noise: float) -> None:
+    case = lived(500, 0, tokens, noise=noise)
+    found = advice_of(case)["max_tokens"]
+    really = total_ms(case) - total_ms(lived(500, 0, tokens // 2, noise=noise))
+    assert found.saves_ms == pytest.approx(really, rel=0.05)
+
+
+def test_formats_with_fewer_bytes_save_their_share_of_reading() -> None:
+    case = lived(6000, 0, 200, kv="bf16")
+    offers = [a for a in advise(case, None) if a.kind == "kv_format"]
+    assert [a.figures["kv"] for a in offers] == ["int4", "int8"], "the most first"
+    kv_ms = 1e3 * case.account.decode.kv
+    assert offers[1].saves_ms == pytest.approx(kv_ms * (1 - 132 / 256))
+    assert not [a for a in advise(lived(6000, 0, 200, kv="int4"), None) if a.kind == "kv_format"]
+
+
+def test_threads_are_advised_only_where_more_were_measured() -> None:
+    case = lived(600, 0, 100)
+    one = replace(case, setting=replace(case.setting, threads=1, machine=MACHINE))
+    found = advice_of(one)["threads"]
+    read = case.account.decode.weights + case.account.decode.kv
+    assert found.figures["read_left"] == 0.5 and found.saves_ms > 0.5e3 * read
+    for setting in (replace(case.setting, machine=MACHINE), case.setting, replace(case.setting, threads=1)):
+        assert "threads" not in advice_of(replace(case, setting=setting))
+
+
+def test_advice_is_sorted_and_small_savings_are_left_out() -> None:
+    case = lived(3000, 0, 60)
+    case.account.decode.others_prefill, case.account.decode.again = 2.0, 1e-5
+    case.visit.ended += 2.0
+    case.visit.laps["grammar"] = 0.5
+    found = advise(case, token_line(case.account.trace))
+    own = [a for a in found if a.of == "latency"]
+    assert [a.saves_ms for a in own] == sorted((a.saves_ms for a in own), reverse=True)
+    assert all(a.share >= 0.01 and a.figures for a in found)
+    kinds = by_kind(found)
+    assert kinds["alone"].saves_ms == pytest.approx(2000.5, abs=1.0) and "memory" not in kinds
+    assert kinds["same_grammar"].saves_ms == 500.0 and found[-1].kind == "company"
+
+
+def test_what_was_felt_sums_up() -> None:
+    felt = Felt(1, 2, 3, 4, 5, 6, 7, 8, 9)
+    assert (felt.own, felt.waited, felt.seconds) == (10, 26, 45)
