@@ -17,8 +17,9 @@ from legato.config import Config
 from legato.errors import ModelFileError, RequestError, UsageError
 from legato.measure.config_shape import Described, describe_config
 from legato.measure.devices import find_device
-from legato.measure.machine import Machine
+from legato.measure.machine import Machine, total_memory
 from legato.measure.plan import DEPTHS, KV_FORMATS, Plan, Setting, make_plan, with_bits
+from legato.measure.predict import CHUNK
 from legato.measure.presets import find_preset, unknown_preset
 
 THIS = "this"
@@ -31,6 +32,9 @@ WEIGHTS: dict[str, float] = {
     **{"q5_0": 5.5, "q5_k": 5.5, "q4_1": 5.0, "q4_0": 4.5, "q4_k": 4.5, "q4_k_m": 4.85, "iq4_xs": 4.25},
     **{"mxfp4": 4.25, "int4": 4.15625, "q3_k": 3.4375, "q2_k": 2.625},
 }
+
+
+_UNITS = {"": 1, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def plan(
@@ -112,10 +116,29 @@ def _describe_path(path: Path) -> Described:
 
 def find_machine(name: str | None, config: Config | None = None) -> tuple[Machine, str, float, int]:
     """The machine, how its rates are known, the usable part of its memory, and rows of a prompt in a step."""
-    if name is not None and name != THIS:
+    if name is not None and name.lower() != THIS:
         device = find_device(name)
         return device.machine(), "data sheet", device.usable, device.chunk
-    raise UsageError("this machine was never calibrated; run `legato calibrate`, or name a machine with --machine")
+    if name is not None:
+        raise UsageError("this machine was never calibrated; run `legato calibrate`, or name another with --machine")
+    return _guess(), "not calibrated", USABLE, CHUNK
+
+
+def _guess() -> Machine:
+    """What an ordinary machine with as many cores does, right within a few times (as `StepCost.expected` has it)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Machine.from_sheet(
+        f"this machine ({cores} cores, a guess: run `legato calibrate`)",
+        memory_gb_s=8.0 * min(cores, 8),
+        tops={9.0: 0.4 * cores, 32.0: 0.2 * cores},
+        memory_bytes=total_memory() or 2**33,
+        read=1.0,
+        compute=1.0,
+        attention=0.5,
+        layer_us=5.0,
+        step_overhead_us=300.0,
+        spread=(0.3, 3.0),
+    )
 
 
 def _weights(text: str) -> tuple[float, str]:
@@ -131,8 +154,21 @@ def _weights(text: str) -> tuple[float, str]:
     return bits, f"{bits:g} bits"
 
 
+def size_of(field: str, text: str) -> int:
+    """Bytes: "24G", "1.5T", "805306368"."""
+    number = text.strip().upper().removesuffix("IB").removesuffix("B")
+    unit = number[-1:] if number[-1:] in _UNITS else ""
+    try:
+        size = float(number.removesuffix(unit)) * _UNITS[unit]
+    except ValueError:
+        size = 0.0
+    if not 2**20 <= size <= 2**60:
+        raise RequestError(field, text, "a size from 1M to 1000000T, such as 24G")
+    return int(size)
+
+
 def _shown(model: str) -> str:
     return model if len(model) <= 120 else model[:117] + "..."
 
 
-__all__ = ["KV_FORMATS", "THIS", "WEIGHTS", "describe", "find_machine", "plan"]
+__all__ = ["KV_FORMATS", "THIS", "WEIGHTS", "describe", "find_machine", "plan", "size_of"]

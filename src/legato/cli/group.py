@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sessions": ("legato.cli.sessions", "List, show, delete saved conversations."),
     "models": ("legato.cli.models", "List built-in models and which are on this machine."),
     "check": ("legato.cli.check", "Show what a model file holds and how it will run."),
+    "plan": ("legato.cli.plan", "Predict memory, speed and price before anything is downloaded."),
     "doctor": ("legato.cli.doctor", "Look at this machine: what is used, what is not, and why."),
     "perplexity": ("legato.cli.perplexity", "Measure how well a model predicts a text."),
     "bench": ("legato.cli.bench", "Measure speed, with reports: decode, cache, offline."),
