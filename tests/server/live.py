@@ -176,9 +176,8 @@ def serving(
         try:
             asyncio.run(main())
         except BaseException as error:
-            made["error"] = error
+            made["error"] = error  # raised by whoever waits
             ready.set()
-            raise
 
     thread = threading.Thread(target=life, daemon=True)
     thread.start()
@@ -192,11 +191,13 @@ def serving(
     try:
         yield live
     finally:
-        if not codes:
+        if thread.is_alive():
             live.loop.call_soon_threadsafe(lambda: (server.stop(), server.stop()))
         thread.join(15)
         sock.close()
         assert not thread.is_alive(), "the server did not end"
+        if "error" in made:
+            raise made["error"]
 
 
 def alphabet_assembly(path: Path, **settings: object) -> Callable[[], Assembly]:

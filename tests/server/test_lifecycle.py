@@ -18,13 +18,17 @@ from typing import Any
 
 import pytest
 from alphabet import write_alphabet
-from live import Live, Reply, echo_assembly, running
+from live import Live, Reply, echo_assembly, running, serving
 
 import legato
 from legato.config import ServeConfig
 from legato.errors import ModelFileError, UsageError
 from legato.server import engine_loop, lifecycle
+from legato.server.engine_thread import EngineThread
 from legato.server.log import Formatter
+from legato.server.model import Model
+from legato.server.progress import Hear, Heard
+from legato.weights.catalog import Silent
 
 TEXT = "/v1/completions"
 
@@ -62,6 +66,12 @@ class Program:
             time.sleep(0.02)
         return Live(None, None, int(found[0].rsplit(":", 1)[1]), None)  # type: ignore[arg-type]
 
+    def children(self, name: str) -> list[int]:
+        """Processes that it started, by a word of their command; empty where the system does not tell."""
+        found = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        pids = [int(pid) for pid in found.read_text().split()] if found.exists() else []
+        return [pid for pid in pids if name in Path(f"/proc/{pid}/cmdline").read_text()]
+
     def end(self) -> int:
         code = self.process.wait(20)
         self._reader.join(5)
@@ -83,10 +93,13 @@ def program(endless: Path) -> Iterator[Any]:
             each.process.wait()
 
 
-def test_a_signal_drains_and_a_second_one_ends(program: Any) -> None:
+@pytest.mark.parametrize("place", ["--engine-thread", "--engine-process"])
+def test_a_signal_drains_and_a_second_one_ends(program: Any, place: str) -> None:
     """In flight: one short answer that is finished, then one without end, which is cut off in so many words."""
-    running = program("--port", "0", "--log-format", "json")
+    running = program("--port", "0", "--log-format", "json", place)
     live = running.ready()
+    engines = running.children("engine_child")
+    assert len(engines) == (place == "--engine-process")
     banner = [line for line in running.said if not line.startswith("{")]
     assert len(banner) <= 12 and "curl http://127.0.0.1" in "".join(banner) and "context 65,536" in "".join(banner)
     replies: dict[str, Reply] = {}
@@ -99,7 +112,8 @@ def test_a_signal_drains_and_a_second_one_ends(program: Any) -> None:
     for thread in threads:
         thread.start()
     live.wait(lambda: live.stats()["running"] == 2, 10, "both running")
-    running.process.send_signal(signal.SIGTERM)
+    for pid in [*engines, running.process.pid]:  # as service managers do: to each process
+        os.kill(pid, signal.SIGTERM)
     live.wait(lambda: live.ask("GET", "/ready").status == 503, 2, "not ready")
     assert live.ask("GET", "/ready").json["state"] == "draining" and live.ask("GET", "/live").status == 200
     refused = live.post(TEXT, {"prompt": "a"})
@@ -116,6 +130,7 @@ def test_a_signal_drains_and_a_second_one_ends(program: Any) -> None:
     done = [line for line in lines if line.get("completion_tokens") == 150]
     assert len(done) == 1 and done[0]["status"] == 200 and done[0]["prompt_tokens"] == 3
     assert "pqr" not in "".join(map(str, lines)), "no prompt in any line"
+    assert not any(Path(f"/proc/{pid}").exists() for pid in engines)
 
 
 def test_ctrl_c_while_idle_ends_at_once(program: Any) -> None:
@@ -124,6 +139,71 @@ def test_ctrl_c_while_idle_ends_at_once(program: Any) -> None:
     begun = time.monotonic()
     running.process.send_signal(signal.SIGINT)
     assert running.end() == 0 and time.monotonic() - begun < 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("stopped", [False, True])
+def test_an_engines_process_ends_with_its_server(program: Any, stopped: bool) -> None:
+    """Whatever ends the server, and whatever the engine is doing: nobody keeps its memory."""
+    running = program("--port", "0", "--engine-process")
+    live = running.ready()
+    (pid,) = running.children("engine_child")
+    with live.open({"prompt": "pqr", "max_tokens": 60000, "ignore_eos": True, "stream": True}) as link:
+        assert b"200 OK" in link.recv(100)
+        if stopped:
+            os.kill(pid, signal.SIGSTOP)
+        running.process.kill()
+        live.wait(lambda: gone(pid), 1, "the engine's process is gone")
+
+
+def gone(pid: int) -> bool:
+    """Ended, even if nobody has asked for its exit code yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize("place", ["--engine-thread", "--engine-process"])
+def test_a_model_that_is_none_ends_the_server_with_its_exit_code(tmp_path: Path, place: str) -> None:
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"GGUF" + b"\xff" * 100)
+    refused = Program(bad, "--port", "0", place)
+    assert refused.end() == 3, refused.said
+    assert "bad.gguf" in refused.said[-1] and not any("Traceback" in line for line in refused.said)
+
+
+@pytest.mark.parametrize("place", ["--engine-thread", "--engine-process"])
+def test_memory_that_is_not_there_is_refused_with_its_exit_code(endless: Path, place: str) -> None:
+    refused = Program(endless, "--port", "0", place, "--kv-memory", "100T")
+    assert refused.end() == 2, refused.said
+    assert "kv_memory" in refused.said[-1] and not any("Traceback" in line for line in refused.said)
+
+
+def test_loading_tells_how_far_it_is(alphabet: Path) -> None:
+    """What is being done, and its part that is done, until the first answer can be given."""
+    seen: list[Any] = []
+
+    def load(hear: Hear) -> Any:
+        report = Heard(hear, Silent())
+        report.start(400, "loading weights")
+        for _ in range(4):
+            time.sleep(0.05)
+            report.advance(100)
+        parts = echo_assembly(alphabet)()
+        return parts, Model.of(parts, "tested")
+
+    def watch(port: int) -> None:
+        live = Live(None, None, port, None)  # type: ignore[arg-type]
+        while (reply := live.ask("GET", "/ready")).status == 503:
+            assert reply.json["state"] == "loading"
+            seen.append(reply.json["progress"])
+            time.sleep(0.01)
+
+    with serving(lambda loop: EngineThread(load, loop), watch):
+        fractions = [entry["fraction"] for entry in seen if entry["what"] == "loading weights"]
+        assert fractions == sorted(fractions) and len(set(fractions)) > 2 and set(fractions) <= {0, 0.25, 0.5, 0.75, 1}
+        assert {"what": "loading weights", "fraction": 0.5, "done_bytes": 200, "total_bytes": 400} in seen
 
 
 def test_a_busy_port_is_said_when_it_was_asked_for_and_stepped_over_when_not() -> None:
@@ -166,7 +246,6 @@ def test_what_loading_raises_ends_the_server() -> None:
         pass
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_hung_engine_is_told_from_a_busy_one(alphabet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_loop, "MIN_HANG_S", 0.3)
     monkeypatch.setattr(engine_loop, "HANG_FACTOR", 0.0)

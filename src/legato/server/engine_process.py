@@ -110,6 +110,11 @@ class EngineProcess:
         self._refused: LegatoError | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
+    @property
+    def pid(self) -> int:
+        """Of the child that there is; 0 without one."""
+        return 0 if self._link is None else self._link.pid
+
     # -- what a bridge does ---------------------------------------------------------------------------------------
 
     async def start(self, receiver: Receiver) -> Model:

@@ -245,7 +245,7 @@ class Server:
             self.service.tick()
             pulse = self.service.bridge.pulse()
             if pulse.hung and not told:
-                text = "the engine has been in one step for %.1f s; more than %.1f s is no step"
+                text = "the engine hangs: no sign of progress for %.1f s, and %.1f s are the limit"
                 log.error(text, pulse.busy_s, pulse.hang_after_s)
             told = pulse.hung
             if pulse.dead and self.service.state is State.READY:
