@@ -164,8 +164,11 @@ def _shared(config: Mapping[str, object]) -> dict[str, object]:
     return {key: config[key] for key in ("tie_word_embeddings", "torch_dtype", "dtype") if key in config}
 
 
-def shape_of_settings(fields: Fields, kind: str) -> tuple[ModelShape, tuple[str, ...]]:
-    """The shape, and what to know of it. `kind` is the model_type."""
+def shape_of_settings(fields: Fields, kind: str, complete: bool = False) -> tuple[ModelShape, tuple[str, ...]]:
+    """The shape, and what to know of it. `kind` is the model_type.
+
+    complete  the file says everything: a family's defaults are only for config.json, where leaving out means more
+    """
     for name in _OTHER_LAYERS:
         if name in fields:
             raise fields.refuse(name, f"a model with other layers than attention ({kind or 'of no stated type'})")
@@ -177,7 +180,7 @@ def shape_of_settings(fields: Fields, kind: str) -> tuple[ModelShape, tuple[str,
         kin = _LLAMA
         notes = (f"family {kind[:40] or 'not stated'}: counted by its sizes alone, as attention and a gated MLP",)
     values = {_GPT2_NAMES.get(k, k): v for k, v in fields.values().items()} if kind == "gpt2" else fields.values()
-    return _Reader(fields.filled(kin.defaults, values), kin, kind).model(), notes
+    return _Reader(fields.filled({} if complete else kin.defaults, values), kin, kind).model(), notes
 
 
 class _Reader:

@@ -76,7 +76,8 @@ def describe_gguf(path: str, metadata: Mapping[str, object], tensors: Sequence[H
     kind = _KINDS.get(arch, arch)
     values, shown = _settings(path, arch, metadata, tensors)
     values["attention_bias"] = _has_bias(tensors)
-    shape, notes = shape_of_settings(Fields(path, values, shown), kind if kind in KINS else kind.replace("-", "_"))
+    fields = Fields(path, values, shown)
+    shape, notes = shape_of_settings(fields, kind if kind in KINS else kind.replace("-", "_"), complete=True)
     parts = Fields(path, metadata).optional("split.count") or 1
     bits = _bits(path, tensors)
     total = sum(_nbytes(path, t) for t in tensors)
@@ -114,6 +115,9 @@ def _settings(
     tables = {t.name: t for t in tensors}
     if "vocab_size" not in values and "token_embd.weight" in tables:
         values["vocab_size"] = tables["token_embd.weight"].shape[0]
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if "vocab_size" not in values and isinstance(tokens, Sequence):
+        values["vocab_size"] = len(tokens)
     if tensors:
         values["tie_word_embeddings"] = "output.weight" not in tables
     return values, shown
