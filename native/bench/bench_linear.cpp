@@ -24,7 +24,8 @@
 #include <immintrin.h>
 #endif
 
-#include "../src/kernels.h"
+#include "../src/dispatch.h"
+#include "../src/status.h"
 
 using namespace lg;
 
@@ -342,11 +343,10 @@ Options parse(int argc, char** argv) {
 int main(int argc, char** argv) {
   const Options options = parse(argc, argv);
   Kernels k{};
-  (options.isa == "portable" ? fill_linear_portable
-   : options.isa == "avx2"   ? fill_linear_avx2
-                             : fill_linear_avx512)(&k);
-  if (!k.linear) {
-    std::fprintf(stderr, "level %s is not in this build\n", options.isa.c_str());
+  try {
+    k = select_kernels(options.isa.c_str());
+  } catch (const Error& error) {
+    std::fprintf(stderr, "%s\n", error.what());
     return 1;
   }
 #if defined(__x86_64__)

@@ -11,6 +11,8 @@
 // Rows are gathered once a call into tiles' order. Weights are unpacked a few groups of two blocks at a time, next to
 // where they are used, and serve all gathered rows before the next few.
 #pragma once
+#include <cstddef>
+
 #include "lanes_avx512.h"
 #include "linear_avx512_group.h"
 #include "linear_run.h"
@@ -38,7 +40,7 @@ struct FineQuads {
   uint16_t at[2];
   int32_t minus[2];  // of the halves, times 32
 };
-static_assert(sizeof(FineQuads) <= kGroup, "a row's part of RowGroup::fine");
+static_assert(offsetof(QGroup, at) - offsetof(QGroup, hi) == 8 && offsetof(FineQuads, minus) == 12, "copied together");
 
 // A group of a block: quads less their offset (Q6_K's: with it), the scale, and the two of Group::sc and Group::m.
 struct alignas(64) WeightGroup {
@@ -84,11 +86,9 @@ inline LG_INLINE void put_row(const QGroup& row, int r, RowGroup& to) {
   const __m256i zero = _mm256_setzero_si256();
   _mm256_store_si256(reinterpret_cast<__m256i*>(to.lo[r]), _mm256_load_si256(reinterpret_cast<const __m256i*>(row.lo)));
   if constexpr (KIND == W_Q6_K) {
-    const FineQuads fine = {{{row.hi[0][0], row.hi[0][1], row.hi[0][2], row.hi[0][3]},
-                             {row.hi[1][0], row.hi[1][1], row.hi[1][2], row.hi[1][3]}},
-                            {row.at[0], row.at[1]},
-                            {row.minus[1] * 32, row.minus[2] * 32}};
-    std::memcpy(to.fine[r], &fine, sizeof fine);
+    const int32_t minus[2] = {row.minus[1] * 32, row.minus[2] * 32};
+    std::memcpy(to.fine[r], row.hi, 12);  // hi and at
+    std::memcpy(to.fine[r] + 12, minus, 8);
   } else {
     _mm256_store_si256(reinterpret_cast<__m256i*>(to.fine[r]), zero);
     for (int i = 0; i < 2; ++i) std::memcpy(to.fine[r] + row.at[i] / 16, row.hi[i], 4);
