@@ -132,7 +132,7 @@ def test_bits_are_those_of_the_tensors() -> None:
         ({"gemma3.embedding_length": 0}, [], "gemma3.embedding_length: 0 is not", ModelFileError),
         ({"gemma3.feed_forward_length": [1, 2]}, [], "gemma3.feed_forward_length: differs", UnsupportedModelError),
         ({"gemma3.ssm.state_size": 16}, [], "gemma3.ssm.state_size", UnsupportedModelError),
-        ({}, [Entry("a.weight", (4, 4), "type 99", None)], "type 99 is not known", UnsupportedModelError),
+        ({}, [Entry("token_embd.weight", (9, 2560), "type 99", None)], "type 99 is not known", UnsupportedModelError),
         ({}, [], "gemma3.vocab_size: missing", ModelFileError),
         ({"general.architecture": 7}, [], "general.architecture: 7 is not a string", ModelFileError),
     ],
