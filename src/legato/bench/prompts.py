@@ -66,22 +66,23 @@ class Writer:
         least = len(prefix.split())
         if self._count is None:
             return Prompt(self._words(prefix, max(1, tokens - least)))
-        text = self._words(prefix, max(1, round(tokens / self._per_word) - least))
-        best = Prompt(text, tokens=await self._count(text))
-        found = best
+        found = best = await self._counted(self._words(prefix, max(1, round(tokens / self._per_word) - least)))
         for _ in range(TRIES):
-            assert found.text is not None and found.tokens is not None and best.tokens is not None
-            if abs(tokens - found.tokens) < abs(tokens - best.tokens):
-                best = found
-            missing, words = tokens - found.tokens, found.text.split(" ")
-            if not missing or (missing < 0 and len(words) <= least + 1):
+            text, count = found
+            if count == tokens:
                 break
-            shorter = " ".join(words[: max(least + 1, len(words) + missing)])
-            text = self._words(found.text, missing) if missing > 0 else shorter
-            found = Prompt(text, tokens=await self._count(text))
-        assert best.text is not None and best.tokens is not None
-        self._per_word = max(0.2, best.tokens / len(best.text.split(" ")))
-        return best
+            words = text.split(" ")
+            per_word = max(1.0, count / len(words))
+            more = round((tokens - count) / per_word)  # 0: less than a word; another last one may be of the right size
+            kept = max(least, len(words) + more - 1) if more <= 0 else len(words)
+            found = await self._counted(self._words(" ".join(words[:kept]), more if more > 0 else 1))
+            best = min(best, found, key=lambda one: abs(tokens - one[1]))
+        self._per_word = max(0.2, best[1] / len(best[0].split(" ")))
+        return Prompt(best[0], tokens=best[1])
+
+    async def _counted(self, text: str) -> tuple[str, int]:
+        assert self._count is not None
+        return text, await self._count(text)
 
     def _words(self, begin: str, count: int) -> str:
         return " ".join([*([begin] if begin else []), *self._random.choices(WORDS, k=count)])
