@@ -16,6 +16,7 @@ PAGES: dict[str, str] = {
     "cache": "legato.report.cache",
     "decode": "legato.report.decode",
     "explain": "legato.report.explain",
+    "serve": "legato.report.serve",
 }
 
 
