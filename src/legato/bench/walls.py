@@ -1,79 +1,168 @@
-"""This machine's walls as our own kernels meet them: reading, matrix products by rows, the fixed cost of a step.
+"""This machine as our own kernels meet it: reading, matrix products, looking back, the fixed cost of a step, disk.
 
-Knows: made-up models of one or two layers, backends. Does not know: terminals, real models.
+Knows: made-up models, backends, which steps tell what. Does not know: terminals, real models.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
-from statistics import median
-
-import numpy as np
+from itertools import chain
+from pathlib import Path
 
 from legato import __version__
-from legato.bench.drive import Requests, drive
-from legato.core.plan import Plan, Slice
-from legato.core.request import Request
-from legato.core.sequence import Sequence as EngineSequence
-from legato.core.spec import Activation, ArchSpec, AttentionSpec, LayerSpec, MlpKind, MlpSpec, NormKind, NormSpec
+from legato.bench.drive import Drive, Requests, drive
+from legato.bench.made_up import PAGE_SIZE, VOCAB, batch_of, layers_of, made_up_executor, made_up_spec
+from legato.bench.rates import LAPS, Load, Shape, Steps, attention_rates, fit, product_rates
+from legato.core.spec import ArchSpec
 from legato.engine import Engine
 from legato.kernels.ops import Backend, Executor, KvFormat
-from legato.measure import cost
-from legato.measure.machine import READ_BYTES, Machine, ProductRate, cpu_name, total_memory
-from legato.models.decoder import Decoder, LayerWeights, NormWeights
-from legato.runtime.pack import pack
+from legato.measure.ledger import StepRecord
+from legato.measure.machine import READ_BYTES, Machine, ProductRate, RowCosts, cache_bytes, cpu_name, total_memory
 from legato.runtime.runner import Runner
-from legato.weights.formats import quantize_tensor
 from legato.weights.hub import Report
-from legato.weights.tensor import Tensor, WeightFormat
+from legato.weights.tensor import WeightFormat
 
-ROWS = (1, 4, 16, 64, 256)
-INT8_FORMATS = (WeightFormat.Q4_0, WeightFormat.Q8_0)
-PAGE_SIZE = 16
-_NORM = NormSpec(NormKind.RMS, 1e-5)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 256)
+FORMATS = (WeightFormat.Q4_0, WeightFormat.Q4_1, WeightFormat.Q8_0, WeightFormat.BF16)
+NARROW, WIDE = 512, 1024
+SMALL_S = 3.0
+DECODES = (
+    Load(1, 0), Load(4, 0), Load(16, 0), Load(32, 0), Load(1, 500), Load(4, 500), Load(32, 500),
+    Load(1, 2000), Load(8, 2000), Load(1, 8000), Load(2, 8000),
+)  # fmt: skip
+PROMPTS = (Load(1, 0, 64), Load(1, 0, 256), Load(1, 1024, 256), Load(1, 3840, 256))
+LOOKS = (*DECODES, *PROMPTS)
+MOST_TOKENS = max(load.tokens for load in LOOKS) + 64 * PAGE_SIZE
+QUANTILE = 0.25  # of a step's repetitions: below it a machine has neighbours, above it luck
+LEAST, LEAST_S = 2, 0.02  # repetitions of a step in a round
+DISK_BYTES = 64 << 20
 
 
-def measure_walls(backend: Backend, isa: str, threads: int, seconds: float, report: Report) -> Machine:
-    """About `seconds` a figure. `backend` is used for the products and the step, all of its threads."""
-    plain = backend.name == "reference"  # it multiplies float32 whatever the format: no rate of it is a wall
-    kv_format = KvFormat.F32 if plain else KvFormat.INT8
-    formats = () if plain else (*INT8_FORMATS, WeightFormat.BF16)
-    report.start(3 + len(ROWS) * len(formats), "measuring this machine")
-    try:
-        reading = {}
-        for name, count in (("1", 1), ("all", threads)):
-            reading[name] = median(read_gb_s(backend, count, seconds))
-            report.advance(1)
-        rates: dict[WeightFormat, dict[str, float]] = {}
-        for fmt in formats:
-            rates[fmt] = product_rates(backend, fmt, kv_format, seconds, report)
-        overhead = step_overhead_us(backend, kv_format)
-        report.advance(1)
-    finally:
-        report.done()
-    products = tuple(
-        ProductRate(
-            str(fmt), 8 * fmt.block_bytes / fmt.block, 1024, {int(n): 2 * int(n) / t / 1e12 for n, t in by.items()}
+class Calibration:
+    """Measures in rounds, each of all figures, so that what comes and goes on a machine touches all alike.
+
+    `open`, then `round` as often as there is time for, then `machine`; `close` in the end: it holds models.
+    """
+
+    def __init__(self, backend: Backend, isa: str, threads: int, kv_format: KvFormat, *, small: bool = False) -> None:
+        self.backend, self.isa, self.threads, self.kv_format = backend, isa, threads, kv_format
+        self._small = small
+        self._reading: dict[str, list[float]] = {"1": [], "all": []}
+        self._overheads: list[float] = []
+        self._host: dict[tuple[int, int], list[float]] = {}
+        self._disk: list[float] = []
+        self._models: list[tuple[Executor, list[Steps]]] = []
+
+    def open(self, folder: Path | None = None) -> Iterator[None]:
+        """Makes the models, and reads a file in `folder`; yields after each."""
+        found = disk_gb_s(folder) if folder is not None else None
+        self._disk += [] if found is None else [found]
+        yield
+        if self.backend.name == "reference":
+            return  # it multiplies float32 whatever the format: no rate of it is worth keeping
+        nbytes = 1 << 20 if self._small else min(128 << 20, max(40 << 20, 5 * cache_bytes() // 4))
+        for fmt in FORMATS:
+            self._add("wide", made_up_spec(WIDE, group=8, layers=layers_of(WIDE, fmt, nbytes)), fmt)
+            yield
+        narrow = made_up_spec(NARROW, group=2, layers=layers_of(NARROW, FORMATS[0], nbytes))
+        self._add("narrow", narrow, FORMATS[0])
+        yield
+        self._add("tiny", made_up_spec(64, layers=8), FORMATS[0])
+        yield
+
+    def _add(self, name: str, spec: ArchSpec, fmt: WeightFormat) -> None:
+        looks = fmt is FORMATS[0] and name != "tiny"
+        executor = made_up_executor(
+            self.backend, spec, fmt, self.kv_format, max_tokens=max(ROWS), max_seqs=max(d.streams for d in DECODES),
+            kv_tokens=MOST_TOKENS if looks else 0,
+        )  # fmt: skip
+        executor.touch_pages()
+        shape = Shape(name, spec, fmt, self.kv_format, looks)
+        loads = [Load(1, 0)] if name == "tiny" else [Load(1, 0, rows) for rows in ROWS]
+        loads += LOOKS if looks else ()
+        self._models.append((executor, [Steps(shape, load) for load in dict.fromkeys(loads)]))
+
+    def round(self, read_s: float = 0.1) -> Iterator[None]:
+        """Each figure once more; yields after each."""
+        for name, count in (("1", 1), ("all", self.threads)):
+            self._reading[name] += read_gb_s(self.backend, count, read_s)
+            yield
+        for executor, steps in self._models:
+            for some in steps:
+                _run(executor, some)
+                yield
+        self._overheads += step_overhead_s(self.backend, self.kv_format)
+        yield
+        for executor, _ in self._models[:1]:
+            for key, seconds in _host_seconds(executor):
+                self._host.setdefault(key, []).extend(seconds)
+                yield
+
+    def close(self) -> None:
+        for executor, _ in self._models:
+            executor.close()
+        self._models.clear()
+
+    def machine(self, quantile: float = QUANTILE) -> Machine:
+        """What was found, from all rounds together."""
+        steps = [s for _, some in self._models for s in some]
+        products, costs = self._products(steps, quantile) if steps else ((), None)
+        shown = {p.format: {str(n): 2e-12 * n / s for n, s in p.seconds.items() if s > 0} for p in products}
+        bf16 = shown.pop(str(WeightFormat.BF16), {})
+        return Machine(
+            name=cpu_name(),
+            isa=self.isa,
+            threads=self.threads,
+            version=__version__,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            memory_bytes=total_memory(),
+            read_gb_s={name: _quantile(rates, 1 - quantile) for name, rates in self._reading.items()},
+            int8_tops=shown,
+            bf16_tflops=bf16,
+            step_overhead_us=1e6 * _quantile(self._overheads, quantile),
+            disk_gb_s=max(self._disk) if self._disk else None,
+            products=products,
+            rows=costs,
+            attention=attention_rates((s for s in steps if s.shape.looks), quantile),
         )
-        for fmt, by in rates.items()
-    )
-    bf16 = rates.pop(WeightFormat.BF16, {})
-    int8 = {str(fmt): by_rows for fmt, by_rows in rates.items()}
-    return Machine(
-        name=cpu_name(),
-        isa=isa,
-        threads=threads,
-        version=__version__,
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        memory_bytes=total_memory(),
-        read_gb_s=reading,
-        int8_tops=int8,
-        bf16_tflops=bf16,
-        step_overhead_us=overhead,
-        products=products,
-    )
+
+    def _products(self, steps: list[Steps], quantile: float) -> tuple[tuple[ProductRate, ...], RowCosts]:
+        tiny = next(s for s in steps if s.shape.name == "tiny")
+        laps = tiny.laps(quantile)
+        matrix = sum(laps[lap] for lap in LAPS) / (len(LAPS) * tiny.shape.spec.num_layers)
+        whole = [s for s in steps if s.shape.name != "tiny" and s.load.streams == 1 and s.load.start == 0]
+        products, inputs = product_rates([s for s in whole if s.load.rows in ROWS], matrix, quantile)
+        left = [[1.0, float(seqs), float(rows)] for seqs, rows in self._host]
+        host = fit(left, [_quantile(seconds, quantile) for seconds in self._host.values()])
+        return products, RowCosts(inputs, matrix, *(float(x) for x in host))
+
+
+def calibrate(backend: Backend, isa: str, threads: int, seconds: float, report: Report, folder: Path) -> Machine:
+    """About `seconds` of measuring, at least one round; in less than `SMALL_S` models are so small that caches hold
+    them. `folder`: where a file may be written for a moment.
+    """
+    kv_format = KvFormat.F32 if backend.name == "reference" else KvFormat.INT8
+    found = Calibration(backend, isa, threads, kv_format, small=seconds < SMALL_S)
+    started = last = time.perf_counter()
+    report.start(round(1000 * seconds), "measuring this machine")
+    try:
+        first = True
+        while first or last < started + seconds:
+            for _ in chain(found.open(folder) if first else (), found.round()):
+                now = time.perf_counter()
+                report.advance(round(1000 * (now - last)))
+                last = now
+                if not first and now > started + seconds:
+                    break
+            first = False
+        return found.machine()
+    finally:
+        found.close()
+        report.done()
 
 
 def read_gb_s(backend: Backend, threads: int, seconds: float) -> list[float]:
@@ -85,119 +174,96 @@ def read_gb_s(backend: Backend, threads: int, seconds: float) -> list[float]:
     return rates
 
 
-def product_rates(
-    backend: Backend, fmt: WeightFormat, kv_format: KvFormat, seconds: float, report: Report, width: int = 1024
-) -> dict[str, float]:
-    """10^12 operations a second of a step of so many rows that is nearly all matrix products, by rows."""
-    spec = _spec(width)
-    executor = _executor(backend, spec, fmt, kv_format, max_tokens=max(ROWS))
-    rates = {}
+def disk_gb_s(folder: Path, nbytes: int = DISK_BYTES) -> float | None:
+    """Reading a file of so many bytes that was just written and is dropped from the page cache, in 10^9 bytes a second.
+
+    None where that cannot be done.
+    """
+    path, block = folder / f".disk-{os.getpid()}", bytes(4 << 20)
     try:
-        for rows in ROWS:
-            took = _step_seconds(executor, rows, seconds)
-            rates[str(rows)] = cost.linear_flops(spec, rows, 1) / took / 1e12
-            report.advance(1)
+        with path.open("wb") as file:
+            for _ in range(max(1, nbytes // len(block))):
+                file.write(block)
+            os.fsync(file.fileno())
+        with path.open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            start, total = time.perf_counter(), 0
+            while data := file.read(len(block)):
+                total += len(data)
+            return total / (time.perf_counter() - start) / 1e9
+    except (OSError, AttributeError):  # no place to write, or a system without that advice
+        return None
+    finally:
+        with suppress(OSError):
+            path.unlink()
+
+
+def step_overhead_s(backend: Backend, kv_format: KvFormat, steps: int = 60) -> list[float]:
+    """Seconds of engine steps of one sequence on a model with almost nothing to compute."""
+    spec = made_up_spec(64, vocab=64)
+    executor = made_up_executor(backend, spec, WeightFormat.Q8_0, kv_format, max_tokens=16, kv_tokens=steps + 32)
+    try:
+        done = _drive(executor, 64, [1], steps, 1)
     finally:
         executor.close()
-    return rates
+    return [step.seconds for step in done.steps[steps // 2 :]]
 
 
-def step_overhead_us(backend: Backend, kv_format: KvFormat, steps: int = 200) -> float:
-    """The mean engine step of one sequence on a model with almost nothing to compute."""
-    spec = replace(_spec(64), vocab_size=64)
-    executor = _executor(backend, spec, WeightFormat.Q8_0, kv_format, max_tokens=16)
-    try:
-        runner = Runner(executor, page_size=PAGE_SIZE, vocab_size=64, eos_ids=())
-        engine = Engine(
-            runner,
-            num_pages=steps // PAGE_SIZE + 2,
-            page_size=PAGE_SIZE,
-            max_tokens=16,
-            max_seqs=1,
-            context_length=steps + 16,
-            vocab_size=64,
-        )
-        done = drive(engine, [Requests(64).make([1], steps)])
-    finally:
-        executor.close()
-    later = [step.seconds for step in done.steps[steps // 2 :]]
-    return 1e6 * sum(later) / len(later)
+def _host_seconds(executor: Executor) -> Iterator[tuple[tuple[int, int], list[float]]]:
+    """((sequences, rows), seconds outside the executor's own call) of some steps of an engine."""
+    for streams, prompt, steps in ((1, 1, 12), (32, 1, 8), (1, max(ROWS), 1)):
+        taken: list[float] = []
+        before = sum(executor.laps_ns().values())
+
+        def watch(step: StepRecord, taken: list[float] = taken) -> None:
+            nonlocal before
+            now = sum(executor.laps_ns().values())
+            taken.append(step.seconds - (now - before) / 1e9)
+            before = now
+
+        _drive(executor, VOCAB, [1] * prompt, steps, streams, watch)
+        yield (streams, max(streams, prompt)), taken[steps // 4 :]
 
 
-def _step_seconds(executor: Executor, rows: int, seconds: float) -> float:
-    """The best step of `rows` rows of one sequence, tried for so many seconds but at least three times."""
-    seq = EngineSequence(0, Request("rate", (1,) * rows), pages=list(range(-(-rows // PAGE_SIZE))))
-    batch = pack(Plan((Slice(seq, 0, rows, 1),)), PAGE_SIZE)
-    best, end, tries = float("inf"), time.perf_counter() + seconds, 0
-    while tries < 3 or time.perf_counter() < end:
+def _drive(
+    executor: Executor,
+    vocab: int,
+    prompt: list[int],
+    steps: int,
+    streams: int,
+    watch: Callable[[StepRecord], None] | None = None,
+) -> Drive:
+    """So many streams after a prompt, through an engine of their own."""
+    runner = Runner(executor, page_size=PAGE_SIZE, vocab_size=vocab, eos_ids=())
+    pages = streams * (-(-(len(prompt) + steps) // PAGE_SIZE) + 1)
+    most = len(prompt) + steps + 1
+    engine = Engine(
+        runner,
+        num_pages=pages,
+        page_size=PAGE_SIZE,
+        max_tokens=max(len(prompt), streams),
+        max_seqs=streams,
+        context_length=most,
+        vocab_size=vocab,
+    )
+    requests = Requests(vocab)
+    return drive(engine, [requests.make(list(prompt), steps) for _ in range(streams)], watch)
+
+
+def _run(executor: Executor, steps: Steps) -> None:
+    """The step again, at least LEAST times and for LEAST_S seconds."""
+    load = steps.load
+    batch = batch_of([load.start] * load.streams, load.length)
+    before, tries, end = executor.laps_ns(), 0, time.perf_counter() + LEAST_S
+    while tries < LEAST or time.perf_counter() < end:
         start = time.perf_counter()
         executor.run(batch)
-        best = min(best, time.perf_counter() - start)
-        tries += 1
-    return best
+        seconds = time.perf_counter() - start
+        now = executor.laps_ns()
+        steps.taken.append((seconds, {name: (now[name] - before[name]) / 1e9 for name in now}))
+        before, tries = now, tries + 1
 
 
-def _spec(width: int) -> ArchSpec:
-    """A small llama-like decoder: two layers, MLP four times as wide, a small vocabulary."""
-    heads = max(1, width // 64)
-    attention = AttentionSpec(num_heads=heads, num_kv_heads=max(1, heads // 4), head_dim=width // heads, scale=0.125)
-    layer = LayerSpec(attention, MlpSpec(MlpKind.GATED, 4 * width, Activation.SILU), _NORM, _NORM)
-    return ArchSpec(
-        family="made-up",
-        d_model=width,
-        vocab_size=512,
-        context_length=4096,
-        layers=(layer, layer),
-        final_norm=_NORM,
-        tied=False,
-    )
-
-
-def _executor(backend: Backend, spec: ArchSpec, fmt: WeightFormat, kv_format: KvFormat, max_tokens: int) -> Executor:
-    """`spec` with random weights in `fmt`; the two layers have weights of their own, as in a real model."""
-    made = _Weights(backend, fmt)
-    norm = NormWeights(backend.pack_vector(np.ones(spec.d_model, np.float32)))
-    layers = []
-    for layer in spec.layers:
-        qkv, out, up, down = cost.layer_matrices(spec, layer)
-        gate = made.tensor(up.rows // 2, up.cols)
-        layers.append(
-            LayerWeights(
-                attn_norm=norm,
-                qkv=made.linear(qkv.rows, qkv.cols),
-                q_norm=None,
-                k_norm=None,
-                out=made.linear(out.rows, out.cols),
-                post_attn_norm=None,
-                mlp_norm=norm,
-                up=backend.pack_gate_up([gate], [made.tensor(up.rows // 2, up.cols)], None),
-                down=made.linear(down.rows, down.cols),
-                post_mlp_norm=None,
-            )
-        )
-    table = made.tensor(spec.vocab_size, spec.d_model)
-    decoder = Decoder(spec, backend.pack_table(table), None, tuple(layers), norm, backend.pack_linear([table], None))
-    return backend.build(
-        spec,
-        decoder.forward,
-        num_pages=max(64, max_tokens // PAGE_SIZE),
-        page_size=PAGE_SIZE,
-        kv_format=kv_format,
-        max_tokens=max_tokens,
-        max_seqs=1,
-    )
-
-
-class _Weights:
-    """Random matrices in one format, small enough that activations stay finite."""
-
-    def __init__(self, backend: Backend, fmt: WeightFormat) -> None:
-        self._backend, self._format = backend, fmt
-        self._random = np.random.default_rng(1)
-
-    def tensor(self, rows: int, cols: int) -> Tensor:
-        values = (self._random.standard_normal((rows, cols), np.float32) * np.float32(cols**-0.5)).view(np.uint8)
-        return quantize_tensor(Tensor("random", (rows, cols), WeightFormat.F32, values.reshape(-1)), self._format)
-
-    def linear(self, rows: int, cols: int) -> object:
-        return self._backend.pack_linear([self.tensor(rows, cols)], None)
+def _quantile(values: Iterable[float], quantile: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))]

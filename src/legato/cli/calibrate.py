@@ -19,20 +19,20 @@ SHOWN = ("isa", "threads", "read_gb_s", "int8_tops", "bf16_tflops", "step_overhe
 
 @click.command("calibrate")
 @machine_options
-@click.option("--seconds", type=click.FloatRange(0.01, 60), default=0.5, show_default=True, help="for each figure")
+@click.option("--seconds", type=click.FloatRange(0.01, 60), default=12.0, show_default=True, help="of measuring in all")
 @save_option
 @json_option
 def command(seconds: float, save: Path | None, as_json: bool, **options: Any) -> None:
     """Measure memory reading, matrix products by rows, and the fixed cost of a step."""
     from legato.assemble import open_backend
-    from legato.bench.walls import measure_walls
+    from legato.bench.walls import calibrate
     from legato.cli.saving import save_rows
 
     config = config_of(options)
     terminal = Terminal(config.color)
     backend, isa, threads = open_backend(config)
     with terminal.bar() as bar:
-        walls = measure_walls(backend, isa, threads, seconds, bar)
+        walls = calibrate(backend, isa, threads, seconds, bar, config.cache_dir)
     shown = {name: _short(value) for name, value in asdict(walls).items() if name in SHOWN}
     save_rows(save, "calibrate", {"seconds": seconds}, [shown], terminal)
     if as_json:

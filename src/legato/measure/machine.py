@@ -18,16 +18,54 @@ READ_BYTES = 128 << 20  # far beyond any cache of a core, and the size of a step
 
 @dataclass(frozen=True, slots=True)
 class ProductRate:
-    """Matrix products in one weight format, of square-ish matrices as wide as a made-up model of `width`.
+    """Matrix products in one weight format.
 
     bits     a weight, scales included: 4.5, 5, 8.5, 16
-    seconds  a weight, by rows that are multiplied together (reading it included, each step from memory)
+    seconds  a weight, by rows that are multiplied together; reading it from memory is part of that
     """
 
     format: str
     bits: float
-    width: int
     seconds: dict[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RowCosts:
+    """What a step costs around its matrix products, in seconds.
+
+    inputs  each number that a product reads of a row (normed, quantised), by rows of the step
+    matrix  each product: threads that meet
+    host    each step: scheduling, packing, choosing tokens
+    stream  each sequence of a step, on the host
+    row     each row of a step, on the host
+    """
+
+    inputs: dict[int, float]
+    matrix: float
+    host: float
+    stream: float
+    row: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionRate:
+    """Looking back at keys and values in one format, in seconds of one layer: the sum of
+
+    layer        once: threads that meet
+    number       each number of a row's queries, keys and values that is made ready
+    stream       each sequence
+    byte         each byte of keys and values read, for steps of few rows a sequence
+    pair         each query-key pair and number of a query (pairs of one head x q_size), for the same
+    prompt_pair  the same for many rows of a sequence, reading included
+    """
+
+    kv_format: str
+    layer: float
+    number: float
+    stream: float
+    byte: float
+    pair: float
+    prompt_pair: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +97,8 @@ class Machine:
     int8_tops         10^12 operations a second of 4-bit and 8-bit matrix products, by format, then rows
     bf16_tflops       the same of bf16 weights, by rows
     step_overhead_us  a whole engine step around a model of almost no work
-    products          the rates that predictions use, by format and width
+    disk_gb_s         reading a file that is in no cache
+    products, rows, attention   the rates that predictions use
     spread            what a predicted time is multiplied by for its low and high end
     sheet             None: measured
     """
@@ -74,7 +113,10 @@ class Machine:
     int8_tops: dict[str, dict[str, float]] = field(default_factory=dict)
     bf16_tflops: dict[str, float] = field(default_factory=dict)
     step_overhead_us: float | None = None
+    disk_gb_s: float | None = None
     products: tuple[ProductRate, ...] = ()
+    rows: RowCosts | None = None
+    attention: tuple[AttentionRate, ...] = ()
     spread: tuple[float, float] = (0.8, 1.25)
     sheet: Sheet | None = None
 
@@ -104,6 +146,14 @@ class Machine:
             name, "", 0, "", "", memory_bytes, {"all": memory_gb_s}, step_overhead_us=step_overhead_us, spread=spread,
             sheet=sheet,
         )  # fmt: skip
+
+
+def cache_bytes(index: Path = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")) -> int:
+    """The last cache before memory, in bytes; 32 MiB where the system does not say."""
+    try:
+        return int(index.read_text().strip().removesuffix("K")) << 10
+    except (OSError, ValueError):
+        return 32 << 20
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from math import log
 
-from legato.core.spec import ArchSpec
+from legato.core.spec import ArchSpec, AttentionSpec
 from legato.measure import cost
 from legato.measure.cost import Role
 from legato.measure.machine import Machine, ProductRate
 from legato.measure.step_time import DENSE, StepCost
 
+FEW_ROWS = 8  # a sequence with more rows than this in a step is read as a prompt is: `AttentionRate.prompt_pair`
 CHUNK = 512  # rows of a prompt that a step carries, unless told otherwise (the setting max_step_tokens)
 
 
@@ -54,7 +54,8 @@ class Attend:
     tokens   keys and values that are read in a layer: all that any of the rows sees
     pairs    query-key pairs of one query head in a layer
     q_size   numbers of a token's queries: heads x head_dim
-    kv_size  bytes of one token's keys and values in a layer
+    kv_size  bytes of one token's keys and values in a layer, as `kv_format` keeps them ("": any way)
+    numbers  of a token's queries, keys and values together
     """
 
     rows: int
@@ -64,6 +65,8 @@ class Attend:
     kv_size: float
     count: int = 1
     streams: int = 1
+    numbers: int = 0
+    kv_format: str = ""
 
     @property
     def nbytes(self) -> float:
@@ -212,32 +215,31 @@ def step_work(spec: ArchSpec, bits: Mapping[Role, float], kv_format: str, pieces
     rows = sum(piece.length * many for piece, many in pieces)
     logits = sum(piece.logits * many for piece, many in pieces)
     shapes: dict[cost.Matrix, int] = {}
-    looks: dict[tuple[int | None, int, float], int] = {}
+    looks: dict[AttentionSpec, int] = {}
     for layer in spec.layers:
         for matrix in cost.layer_matrices(spec, layer):
             shapes[matrix] = shapes.get(matrix, 0) + 1
-        a = layer.attention
-        kv_size = float(a.num_kv_heads * cost.kv_head_bytes(kv_format, a.head_dim))
-        look = (a.window, a.q_size, kv_size)
-        looks[look] = looks.get(look, 0) + 1
+        looks[layer.attention] = looks.get(layer.attention, 0) + 1
     products = [Product(m.rows, m.cols, bits[m.role], rows, count) for m, count in shapes.items()]
     if logits:
         products.append(Product(spec.vocab_size, spec.d_model, bits[Role.HEAD], logits))
-    attends = [
-        Attend(p.length, _tokens(p, window), _pairs(p, window), q_size, kv_size, count, many)
-        for p, many in pieces
-        for (window, q_size, kv_size), count in looks.items()
-    ]
+    attends = [_attend(p, a, kv_format, count, many) for p, many in pieces for a, count in looks.items()]
     return Work(rows, sum(many for _, many in pieces), spec.num_layers, tuple(products), tuple(attends))
 
 
-def _tokens(piece: Piece, window: int | None) -> int:
+def _attend(piece: Piece, a: AttentionSpec, kv_format: str, count: int, streams: int) -> Attend:
     end = piece.start + piece.length
-    return end if window is None else min(end, window + piece.length - 1)
-
-
-def _pairs(piece: Piece, window: int | None) -> int:
-    return cost.visible_pairs(piece.start, piece.length, window)
+    return Attend(
+        rows=piece.length,
+        tokens=end if a.window is None else min(end, a.window + piece.length - 1),
+        pairs=cost.visible_pairs(piece.start, piece.length, a.window),
+        q_size=a.q_size,
+        kv_size=float(a.num_kv_heads * cost.kv_head_bytes(kv_format, a.head_dim)),
+        count=count,
+        streams=streams,
+        numbers=a.q_size + 2 * a.kv_size,
+        kv_format=kv_format,
+    )
 
 
 def seconds_of(work: Work, machine: Machine) -> StepTime:
@@ -251,44 +253,81 @@ def seconds_of(work: Work, machine: Machine) -> StepTime:
         products=max(0.0, multiplying - reading),
         kv=min(kv, looking),
         attention=max(0.0, looking - kv),
-        layers=(machine.sheet.layer_us if machine.sheet else 0.0) * 1e-6 * work.layers,
-        host=(machine.step_overhead_us or 0.0) * 1e-6,
+        layers=_layer_seconds(work, machine),
+        host=_host_seconds(work, machine),
         spread=machine.spread,
     )
+
+
+def _layer_seconds(work: Work, machine: Machine) -> float:
+    if machine.sheet is not None:
+        return machine.sheet.layer_us * 1e-6 * work.layers
+    meeting = sum(p.count for p in work.products) * machine.rows.matrix if machine.rows else 0.0
+    return meeting + (work.layers * machine.attention[0].layer if machine.attention else 0.0)
+
+
+def _host_seconds(work: Work, machine: Machine) -> float:
+    if machine.rows is None:
+        return (machine.step_overhead_us or 0.0) * 1e-6
+    return machine.rows.host + work.seqs * machine.rows.stream + work.rows * machine.rows.row
 
 
 def _product_seconds(product: Product, machine: Machine) -> float:
     if not machine.products:
         read = product.nbytes / machine.read_bytes_s
         return max(read, 2.0 * product.weights * product.rows / _operations_s(product.bits, machine))
-    rates = sorted(machine.products, key=lambda rate: (abs(rate.bits - product.bits), -rate.width))
-    return product.weights * _at(rates[0], product.rows)
+    numbers = product.inputs * product.rows * product.count
+    each = _between(machine.rows.inputs, product.rows) if machine.rows else 0.0
+    return product.weights * _weight_seconds(product.bits, product.rows, machine.products) + numbers * each
+
+
+def _weight_seconds(bits: float, rows: int, products: Sequence[ProductRate]) -> float:
+    """Between the two nearest formats in proportion to bits; the outermost ones beyond."""
+    below = max((p for p in products if p.bits <= bits), key=lambda p: p.bits, default=None)
+    above = min((p for p in products if p.bits >= bits), key=lambda p: p.bits, default=None)
+    low, high = below or above, above or below
+    assert low is not None and high is not None
+    first, last = _by_rows(low.seconds, rows), _by_rows(high.seconds, rows)
+    return first if high.bits == low.bits else first + (last - first) * (bits - low.bits) / (high.bits - low.bits)
 
 
 def _attend_seconds(attend: Attend, machine: Machine) -> float:
-    read = attend.nbytes / machine.read_bytes_s
-    if machine.sheet is None:
-        return read
-    part = machine.sheet.attention / machine.sheet.compute
-    return max(read, attend.operations / (part * _operations_s(16, machine)))
+    if not machine.attention:
+        read, part = attend.nbytes / machine.read_bytes_s, 1.0
+        if machine.sheet is None:
+            return read
+        part = machine.sheet.attention / machine.sheet.compute
+        return max(read, attend.operations / (part * _operations_s(16, machine)))
+    rate = next((r for r in machine.attention if r.kv_format == attend.kv_format), machine.attention[0])
+    looked = attend.pairs * attend.q_size
+    if attend.rows > FEW_ROWS:
+        back = looked * rate.prompt_pair
+    else:
+        back = attend.tokens * attend.kv_size * rate.byte + looked * rate.pair
+    ready = attend.rows * attend.numbers * rate.number
+    return attend.count * attend.streams * (rate.stream + ready + back)
 
 
 def _operations_s(bits: float, machine: Machine) -> float:
     """Operations a second of a data sheet for weights of so many bits; the widest known one beyond all."""
-    assert machine.sheet is not None
+    assert machine.sheet is not None, "a machine is either measured or from a data sheet"
     tops = machine.sheet.tops
     fit = min((b for b in tops if b >= bits), default=max(tops))
     return tops[fit] * 1e12 * machine.sheet.compute
 
 
-def _at(rate: ProductRate, rows: int) -> float:
-    """Seconds a weight at so many rows: straight lines between the logarithms; beyond the last, in proportion."""
-    points = sorted(rate.seconds.items())
-    if rows >= points[-1][0]:
-        return points[-1][1] * rows / points[-1][0]
-    low = max((p for p in points if p[0] <= rows), default=points[0])
-    high = min(p for p in points if p[0] >= rows)
-    if low[0] == high[0]:
-        return low[1]
-    part = log(rows / low[0]) / log(high[0] / low[0])
-    return float(low[1] * (high[1] / low[1]) ** part)
+def _by_rows(seconds: Mapping[int, float], rows: int) -> float:
+    """A step's seconds at so many rows; beyond the last measured one in proportion."""
+    most = max(seconds)
+    return seconds[most] * rows / most if rows > most else _between(seconds, rows)
+
+
+def _between(values: Mapping[int, float], rows: int) -> float:
+    """Between two measured rows in proportion to rows; the outermost one beyond."""
+    if rows in values:
+        return values[rows]
+    below = max((n for n in values if n < rows), default=None)
+    above = min((n for n in values if n > rows), default=None)
+    if below is None or above is None:
+        return values[above if below is None else below]  # type: ignore[index]
+    return values[below] + (values[above] - values[below]) * (rows - below) / (above - below)

@@ -1,0 +1,225 @@
+#!/usr/bin/env python3
+"""Predicted against measured: inter-token latency by depth and batch, time to first token by prompt length.
+
+    python benchmarks/predicted.py --save benchmarks/                    the built-in model
+    python benchmarks/predicted.py -m smollm2-135m -m qwen.gguf          and a file of benchmarks/random_model.py
+
+Predictions come from the machine's rates alone, measured with made-up models of other shapes; the models themselves
+are never run for them. Calibration and measuring alternate, round by round, because memory's speed changes by the
+minute; both sides take the same quantile of what all rounds together brought. Streams get their depth without
+computing it (the pages are real memory with nothing in it): a step's time depends on how many keys and values it
+reads, not on what they are. Prompts of the time to first token are computed for real.
+
+Knows: made-up requests, the engine's steps, `measure.predict`. Does not know: how rates are measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from legato import LLM
+from legato.assemble import open_source, step_bits
+from legato.bench.drive import Requests, drive
+from legato.bench.record import save_record
+from legato.bench.walls import Calibration
+from legato.config import Config
+from legato.core.plan import Plan, SliceResult
+from legato.engine import Engine
+from legato.measure import cost
+from legato.measure.predict import Predictor
+from legato.models.load import read_blueprint
+from legato.runtime.runner import Runner
+from legato.schedule.budget import WholeSteps
+
+DEPTHS, BATCHES, PROMPTS = (0, 512, 2048, 8000), (1, 4, 8, 16, 32), (64, 256, 1024, 4096, 8000)
+MOST_TOKENS = 70_000  # of all streams of a step together
+STEPS, MOST_STEPS, STEPS_S = 8, 60, 0.15  # of each point in a round: so many, or for so long
+TARGETS = {"itl": (8.0, 20.0), "ttft": (10.0, 25.0)}  # per cent: median, worst
+
+
+class Skipping:
+    """A runner that computes no prompts: their tokens count as computed, and the first answer token is 1."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def run(self, plan: Plan) -> Sequence[SliceResult]:
+        if any(s.start < s.seq.num_prompt_tokens for s in plan.slices):
+            return [SliceResult([1] * s.num_logits) for s in plan.slices]
+        return self._runner.run(plan)
+
+    def forget(self, seq_ids: Collection[int]) -> None:
+        self._runner.forget(seq_ids)
+
+
+class Measured:
+    """One loaded model, and what its steps took."""
+
+    def __init__(self, model: str | None) -> None:
+        config = Config.resolve({"model": model})
+        spec = read_blueprint(open_source(config, _Quiet()), None).spec
+        pages = MOST_TOKENS + 32 * 64
+        self.llm = LLM(model, max_seqs=max(BATCHES), kv_memory=pages * (cost.kv_bytes_per_token(spec, "int8") + 16))
+        self.name = self.llm.name
+        parts = self.llm.parts
+        self.requests = Requests(parts.vocab_size)
+        self.engines = {
+            "itl": self._engine(Skipping(parts.runner), 2 * MOST_TOKENS),  # all prompts in one step
+            "ttft": self._engine(parts.runner, parts.config.max_step_tokens),
+        }
+        self.itl: dict[tuple[int, int], list[float]] = {}
+        self.ttft: dict[int, list[float]] = {}
+
+    def _engine(self, runner: Any, max_tokens: int) -> Engine:
+        parts, config = self.llm.parts, self.llm.config
+        return Engine(
+            runner,
+            num_pages=parts.kv_plan.num_pages,
+            page_size=config.page_size,
+            max_tokens=max_tokens,
+            max_seqs=max(BATCHES),
+            context_length=self.llm.context_length,
+            vocab_size=parts.vocab_size,
+            budget=WholeSteps(),
+        )
+
+    def points(self) -> Iterator[None]:
+        """Each point once more."""
+        for depth in DEPTHS:
+            for batch in BATCHES:
+                if depth * batch <= MOST_TOKENS:
+                    self.itl.setdefault((depth, batch), []).extend(self._steps(depth, batch))
+                    yield
+        for prompt in PROMPTS:
+            done = drive(self.engines["ttft"], [self.requests.make(self.requests.tokens(prompt), 1)])
+            self.ttft.setdefault(prompt, []).append(sum(step.seconds for step in done.steps))
+            yield
+
+    def _steps(self, depth: int, batch: int) -> list[float]:
+        """Seconds of some steps of `batch` streams, all `depth` tokens deep."""
+        engine, prompt = self.engines["itl"], [1] * max(1, depth)
+        requests = [self.requests.make(prompt, 100) for _ in range(batch)]
+        for request in requests:
+            engine.add(request)
+        engine.step()
+        taken: list[float] = []
+        end = time.perf_counter() + STEPS_S
+        while len(taken) < STEPS or (len(taken) < MOST_STEPS and time.perf_counter() < end):
+            engine.step()
+            step = engine.ledger.recent[-1]
+            assert step.decode_tokens == step.num_seqs == batch, "all streams have their depth after one step"
+            taken.append(step.seconds)
+        for request in requests:
+            engine.abort(request.request_id)
+        while engine.has_work:
+            engine.step()
+        return taken[1:]  # the first one came after steps that computed nothing
+
+    def rows(self, calibration: Calibration, quantile: float) -> Iterator[dict[str, Any]]:
+        parts = self.llm.parts
+        bits = step_bits(parts.config, parts.blueprint, parts.backend)
+        predictor = Predictor(parts.spec, bits, str(parts.kv_format), calibration.machine(quantile))
+        for (depth, batch), seconds in self.itl.items():
+            found = predictor.itl(max(1, depth) + STEPS // 2, batch)
+            yield _row(self.name, "itl", {"depth": depth, "batch": batch}, found, _quantile(seconds, quantile))
+        for prompt, seconds in self.ttft.items():
+            found = predictor.ttft(prompt)
+            yield _row(self.name, "ttft", {"prompt": prompt}, found, _quantile(seconds, quantile))
+
+
+def _row(model: str, what: str, point: dict[str, int], found: Any, seconds: float) -> dict[str, Any]:
+    parts = ("weights", "products", "kv", "attention", "layers", "host")
+    return {
+        "model": model,
+        "what": what,
+        **point,
+        "predicted_ms": 1e3 * found.seconds,
+        "measured_ms": 1e3 * seconds,
+        "error_percent": 100 * (found.seconds / seconds - 1),
+        "inside": found.low <= seconds <= found.high,
+        "parts_ms": {name: float(f"{1e3 * getattr(found, name):.4g}") for name in parts},
+    }
+
+
+class _Quiet:
+    def start(self, total: int, text: str) -> None:
+        pass
+
+    def advance(self, n: int) -> None:
+        pass
+
+    def done(self) -> None:
+        pass
+
+
+def _quantile(values: Sequence[float], quantile: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))]
+
+
+def measure(models: Sequence[str | None], rounds: int, quantile: float) -> list[dict[str, Any]]:
+    measured = [Measured(model) for model in models]
+    backend = measured[0].llm.parts.backend
+    calibration = Calibration(backend, backend.isa, backend.threads, measured[0].llm.parts.kv_format)
+    for _ in calibration.open():
+        pass
+    for number in range(rounds):
+        started = time.perf_counter()
+        for work in (calibration.round(), *(model.points() for model in measured), calibration.round()):
+            for _ in work:
+                pass
+        print(f"round {number + 1} of {rounds}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    return [row for model in measured for row in model.rows(calibration, quantile)]
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    out = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        for what, (usual, most) in TARGETS.items():
+            errors = [abs(r["error_percent"]) for r in rows if r["model"] == model and r["what"] == what]
+            out.append({
+                "model": model, "what": what, "points": len(errors), "median_error_percent": median(errors),
+                "worst_error_percent": max(errors), "targets": [usual, most],
+                "reached": median(errors) <= usual and max(errors) <= most,
+            })  # fmt: skip
+    return out
+
+
+def short(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", "--model", action="append", help="may be given several times")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quantile", type=float, default=0.25, help="of all repetitions, for both sides")
+    parser.add_argument("--save", type=Path)
+    asked = parser.parse_args()
+    rows = [short(row) for row in measure(asked.model or [None], asked.rounds, asked.quantile)]
+    for row in rows:
+        point = (
+            f"depth {row['depth']:5} batch {row['batch']:3}" if row["what"] == "itl" else f"prompt {row['prompt']:14}"
+        )
+        print(
+            f"{row['model']:40} {row['what']:5} {point} predicted {row['predicted_ms']:9.2f} "
+            f"measured {row['measured_ms']:9.2f} ms {row['error_percent']:+7.1f} %"
+        )
+    found = [short(row) for row in summary(rows)]
+    for row in found:
+        print(json.dumps(row))
+    if asked.save:
+        command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+        settings = {"rounds": asked.rounds, "quantile": asked.quantile, "summary": found}
+        print(save_record(asked.save, "predicted", command, settings, rows), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
