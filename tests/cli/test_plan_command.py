@@ -122,7 +122,18 @@ def test_it_can_be_saved(run: Run, tmp_path: Path) -> None:
     ran = run(*COMMAND, "--json", "--save", tmp_path)
     [file] = tmp_path.iterdir()
     record = json.loads(file.read_text())
-    assert record["rows"][0]["kv_bytes"] == planned(ran)["kv_bytes"] and record["settings"]["users"] == 16
+    assert record["rows"] == planned(ran)["by_users"] and record["settings"]["users"] == 16
+    assert record["settings"]["plan"]["kv_bytes"] == planned(ran)["kv_bytes"]
+
+
+def test_it_can_be_reported(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert run(*COMMAND, "--report", tmp_path / "plan.html").code == 0
+    text = (tmp_path / "plan.html").read_text()
+    for words in ("Plan: llama-3.1-8b on NVIDIA H100", "It fits: 14.96 GiB of weights", "data sheet", "fits in memory"):
+        assert words in text
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"plan.csv", "plan.json", "plan-pace.png", "plan-users.png", "plan-memory.png"} <= names
 
 
 # --- local files ---

@@ -5,16 +5,17 @@ Knows: its options. Does not know: how a plan is made (`legato.planner`) or draw
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from legato.cli.options import config_of, json_option, save_option
+from legato.cli.options import config_of, json_option, report_option, save_option
 from legato.cli.terminal import Terminal
-from legato.config import SETTINGS
+from legato.config import SETTINGS, Config
 from legato.errors import RequestError
-from legato.measure.plan import DEPTHS, KV_FORMATS
+from legato.measure.plan import DEPTHS, KV_FORMATS, Plan
 
 
 @click.command("plan", no_args_is_help=True)
@@ -35,15 +36,32 @@ from legato.measure.plan import DEPTHS, KV_FORMATS
 @click.option("--cache-dir", metavar="DIR", help=SETTINGS["cache_dir"].help)
 @click.option("--color", metavar="WHEN", help=SETTINGS["color"].help)
 @save_option
+@report_option
 @json_option
-def command(model: str, depths: str, save: Path | None, as_json: bool, **options: Any) -> None:
+def command(model: str, depths: str, save: Path | None, report: Path | None, as_json: bool, **options: Any) -> None:
     """Predict what MODEL needs and how fast it answers: a preset, config.json, folder or GGUF file."""
-    from legato.planner import plan, size_of
+    from legato.cli.saving import keeping
 
     config = config_of({name: options.pop(name) for name in ("cache_dir", "color")})
     terminal = Terminal(config.color)
+    with keeping("plan", save, report, terminal) as kept:
+        made = _plan(model, depths, config, options)
+        shown = made.as_dict()
+        kept.rows += shown["by_users"]
+        kept.settings |= {**options, "plan": {name: value for name, value in shown.items() if name != "by_users"}}
+        if as_json:
+            terminal.json(shown)
+        else:
+            from legato.cli.plan_table import draw
+
+            draw(made, terminal)
+
+
+def _plan(model: str, depths: str, config: Config, options: Mapping[str, Any]) -> Plan:
+    from legato.planner import plan, size_of
+
     memory = options["memory"]
-    made = plan(
+    return plan(
         model,
         context=options["context"],
         output=options["output"],
@@ -56,17 +74,6 @@ def command(model: str, depths: str, save: Path | None, as_json: bool, **options
         depths=_depths(depths),
         config=config,
     )
-    shown = made.as_dict()
-    if save is not None:
-        from legato.cli.saving import save_rows
-
-        save_rows(save, "plan", {"model": model, **options}, [shown], terminal)
-    if as_json:
-        terminal.json(shown)
-        return
-    from legato.cli.plan_table import draw
-
-    draw(made, terminal)
 
 
 def _depths(text: str) -> tuple[int, ...]:

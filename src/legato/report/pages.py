@@ -15,7 +15,10 @@ from legato.report.page import Page
 PAGES: dict[str, str] = {
     "cache": "legato.report.cache",
     "decode": "legato.report.decode",
+    "prefill": "legato.report.prefill",
+    "tradeoff": "legato.report.tradeoff",
     "explain": "legato.report.explain",
+    "plan": "legato.report.plan",
     "serve": "legato.report.serve",
 }
 
