@@ -14,7 +14,7 @@ from test_cost import SMOLLM2
 from legato.errors import CapacityError, RequestError, UsageError
 from legato.measure import predict
 from legato.measure.devices import DEVICES, find_device
-from legato.measure.machine import Machine
+from legato.measure.machine import AttentionRate, Machine, ProductRate, RowCosts
 from legato.measure.plan import Plan
 from legato.measure.predict import Piece, Predictor
 from legato.measure.presets import PRESETS
@@ -78,10 +78,28 @@ def test_latent_attention_and_experts_are_planned_too() -> None:
     assert any("experts" in note for note in made.notes)
 
 
-def test_the_shapes_work_is_the_specs_work() -> None:
+MEASURED = Machine(
+    "measured",
+    "avx2",
+    2,
+    "0",
+    "2026-11-22",
+    8 << 30,
+    {"1": 10.0, "all": 15.0},
+    step_overhead_us=100.0,
+    products=(
+        ProductRate("q4_0", 4.5, {1: 4e-11, 16: 7e-11, 256: 9e-10}),
+        ProductRate("q8_0", 8.5, {1: 8e-11, 16: 9e-11, 256: 9e-10}),
+    ),
+    rows=RowCosts({1: 2e-9, 256: 1e-9}, 2e-6, 1e-4, 1e-5, 1e-7),
+    attention=(AttentionRate("int8", 3e-6, 1e-9, 1e-6, 9e-11, 1e-11, 9e-12),),
+)
+
+
+@pytest.mark.parametrize("machine", [find_device("ddr5-desktop").machine(), MEASURED], ids=["sheet", "measured"])
+def test_the_shapes_work_is_the_specs_work(machine: Machine) -> None:
     """Two ways to the same step: the engine's spec, and the counting shape made of it."""
     bits = dict.fromkeys(Role, 5.0) | {Role.HEAD: 8.5}
-    machine = find_device("ddr5-desktop").machine()
     windowed = replace(
         SMOLLM2,
         layers=tuple(

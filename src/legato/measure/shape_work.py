@@ -52,7 +52,16 @@ def _experts(experts: Experts, bits: float, rows: int, layers: int, evenly: bool
 def _attend(piece: Piece, many: int, a: AttentionShape, kv_format: str, layers: int) -> Attend:
     pairs = cost.visible_pairs(piece.start, piece.length, a.window)
     end = piece.start + piece.length
-    tokens = end if a.window is None else min(end, a.window + piece.length - 1)
     flops = cost.layer_attention_flops(a, piece.start, piece.length)
-    size = float(cost.layer_kv_bytes(a, kv_format))
-    return Attend(piece.length, tokens, pairs, ceil(flops / (4 * pairs)), size, layers, many)
+    kept = a.latent.size if a.latent is not None else a.num_kv_heads * (a.key_dim + a.value_dim)
+    return Attend(
+        rows=piece.length,
+        tokens=end if a.window is None else min(end, a.window + piece.length - 1),
+        pairs=pairs,
+        q_size=ceil(flops / (4 * pairs)),
+        kv_size=float(cost.layer_kv_bytes(a, kv_format)),
+        count=layers,
+        streams=many,
+        numbers=a.num_heads * a.key_dim + kept,
+        kv_format=kv_format,
+    )
