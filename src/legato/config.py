@@ -117,6 +117,19 @@ def _milliseconds(value: object) -> float:
     return number
 
 
+def _positive(most: float, what: str) -> Callable[[object], float]:
+    def parse(value: object) -> float:
+        try:
+            number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else -1.0
+        except ValueError:
+            number = -1.0
+        if not 0 < number <= most:
+            raise _Refused(f"{what} above 0, up to {most:g}")
+        return number
+
+    return parse
+
+
 def _keys(value: object) -> tuple[str, ...]:
     """Several keys, or one text of them separated by commas."""
     given = value.split(",") if isinstance(value, str) else value if isinstance(value, (tuple, list)) else ()
@@ -164,6 +177,11 @@ SETTINGS: dict[str, Setting] = {
     "cache_dir": Setting(_path, None, "where fetched models are kept"),
     "session_dir": Setting(_path, None, "where saved conversations are kept"),
     "session_cap": Setting(_size, 2 << 30, "most space for saved conversations, such as 2G; the oldest go first"),
+    "energy": Setting(_flag, False, "tell the joules of answers, where the system counts them (RAPL, NVML)"),
+    "watts": Setting(
+        _positive(1e6, "watts"), None, "what the machine draws while working, where it does not count joules"
+    ),
+    "price_per_hour": Setting(_positive(1e9, "a price"), None, "of the machine; answers tell their part of it"),
     "color": Setting(_one_of(*COLORS), "auto", "auto, always or never"),
 }
 
@@ -228,6 +246,9 @@ class Config:
     cache_dir: Path
     session_dir: Path
     session_cap: int
+    energy: bool
+    watts: float | None
+    price_per_hour: float | None
     color: str
     sources: Mapping[str, str] = field(default_factory=dict)
 
