@@ -15,6 +15,7 @@ from legato.core.plan import TokenLogprobs
 from legato.core.request import Request
 from legato.core.sequence import FinishReason
 from legato.measure.case import Visit
+from legato.measure.energy import Bill, Rates
 from legato.text.stream import TextStream
 from legato.text.tokenizer import Tokenizer
 
@@ -55,6 +56,7 @@ class Answer:
         self.deltas: list[Delta] = []
         self.prompt_logprobs: list[TokenLogprobs] | None = [] if params.prompt_logprobs is not None else None
         self.tokenizer: Tokenizer | None = None  # whose words say where the prompt missed the cache
+        self.tells_miss = True
         self._stop_index = stop_index
         self._tracks = [_Track(new_stream()) for _ in range(params.n)]
         if params.logprobs is not None:
@@ -116,8 +118,8 @@ class Answer:
         taken, self.deltas = self.deltas, []
         return taken
 
-    def completion(self, receipt: Receipt) -> Completion:
-        """What there is so far; complete once `finished`."""
+    def completion(self, receipt: Receipt, rates: Rates | None = None) -> Completion:
+        """What there is so far; complete once `finished`. `rates` make its bill."""
         outputs = [
             Output(i, t.text, t.token_ids, t.finish_reason, t.stop_reason, t.logprobs, t.error)
             for i, t in enumerate(self._tracks)
@@ -133,7 +135,18 @@ class Answer:
             self._miss(),
             self._last_usage(),
             self.visit,
+            None if rates is None else self._bill(rates),
         )
+
+    def _bill(self, rates: Rates) -> Bill | None:
+        """Of all answers together; None while none has ended."""
+        usages = [track.usage for track in self._tracks if track.usage is not None]
+        lives = [(u.marks["arrived"], u.marks["finished"]) for u in usages if {"arrived", "finished"} <= u.marks.keys()]
+        if not lives:
+            return None
+        rates.mark()
+        begin, end = min(begin for begin, _ in lives), max(end for _, end in lives)
+        return rates.bill(sum(usage.account.share for usage in usages), begin, end)
 
     def _last_usage(self) -> Usage | None:
         """Of the answer that ended last: the request took as long as that one."""
@@ -142,7 +155,7 @@ class Answer:
 
     def _miss(self) -> CacheMiss | None:
         usage = self._tracks[0].usage
-        if usage is None or usage.miss is None:
+        if usage is None or usage.miss is None or not self.tells_miss:
             return None
         return described_miss(usage.miss, self.request.prompt_ids, usage.marks.get("scheduled"), self.tokenizer)
 

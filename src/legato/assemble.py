@@ -18,7 +18,7 @@ from legato.kernels.cpu import NativeBackend, load_library
 from legato.kernels.ops import Backend, Executor, KvFormat
 from legato.kernels.reference import ReferenceBackend
 from legato.measure import cost
-from legato.measure.case import CALIBRATE, Setting
+from legato.measure.case import Setting
 from legato.measure.step_time import StepCost
 from legato.models.decoder import Decoder
 from legato.models.load import Blueprint, build_decoder, read_blueprint
@@ -58,6 +58,20 @@ class Assembly:
     @property
     def spec(self) -> ArchSpec:
         return self.blueprint.spec
+
+    @property
+    def setting(self) -> Setting:
+        """What requests run on, for explanations: the machine as far as it was calibrated."""
+        native = self.backend.name != "reference"
+        return Setting(
+            spec=self.spec,
+            bits=step_bits(self.config, self.blueprint, self.backend),
+            kv=str(self.kv_format),
+            threads=self.executor.threads,
+            page_size=self.config.page_size,
+            chunk=self.config.max_step_tokens,
+            kv_formats=("bf16", "int8", "int4") if native else ("f32",),
+        )
 
     def naive_engine(self) -> Engine:
         """A second engine on the same model and pages, without cache. Only one of the two may have work at a time."""
@@ -244,22 +258,6 @@ def step_bits(config: Config, blueprint: Blueprint, backend: Backend) -> dict[co
     size = 8 * WeightFormat(made).block_bytes / WeightFormat(made).block
     expands = backend.name == "reference"
     return {role: size if role is not cost.Role.EMBED and (expands or b >= 16) else b for role, b in bits.items()}
-
-
-def setting_of(parts: Assembly) -> Setting:
-    """What requests run on, for explanations: the machine as far as it was calibrated."""
-    config, native = parts.config, parts.backend.name != "reference"
-    return Setting(
-        spec=parts.spec,
-        bits=step_bits(config, parts.blueprint, parts.backend),
-        kv=str(parts.kv_format),
-        threads=parts.executor.threads,
-        page_size=config.page_size,
-        chunk=config.max_step_tokens,
-        kv_formats=("bf16", "int8", "int4") if native else ("f32",),
-        machine=None,
-        note=CALIBRATE,
-    )
 
 
 def model_name(config: Config, source: ModelSource) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 
 from legato import __version__
 from legato.answers import Answer
-from legato.assemble import Assembly, assemble, model_name, setting_of
+from legato.assemble import Assembly, assemble, model_name
 from legato.completion import Completion, Delta, Receipt
 from legato.config import Config
 from legato.core.request import Request, SamplingParams
@@ -31,6 +31,7 @@ from legato.core.sequence import Sequence as EngineSequence
 from legato.errors import CapacityError, EngineError, RequestError, UsageError
 from legato.kernels.ops import FloatArray
 from legato.measure.case import Setting, Visit
+from legato.measure.energy import open_rates
 from legato.measure.explain import Explanation
 from legato.measure.step_time import Load
 from legato.runtime.session_file import Fingerprint
@@ -84,7 +85,8 @@ class LLM:
         self.config = config
         self.name = model_name(config, self.parts.source)
         self.tokenizer = self.parts.tokenizer
-        self.notes = tuple(self.parts.notes)
+        self.rates, notes = open_rates(config.energy, config.watts, config.price_per_hour)
+        self.notes = (*self.parts.notes, *notes)
         self._digest: str | None = None
         self._setting: Setting | None = None
         self._answers: dict[str, Answer] = {}
@@ -116,7 +118,7 @@ class LLM:
     def setting(self) -> Setting:
         """What its requests run on, for explanations."""
         if self._setting is None:
-            self._setting = setting_of(self.parts)
+            self._setting = self.parts.setting
         return self._setting
 
     @property
@@ -170,7 +172,7 @@ class LLM:
         finally:
             for answer in answers:
                 self._forget(answer)
-        return [answer.completion(self._receipt(answer)) for answer in answers]
+        return [answer.completion(self._receipt(answer), self.rates) for answer in answers]
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None, **template: Any) -> Completion:
         """The answer to a conversation: mappings with `role` and `content`; `template` goes to the chat template."""
@@ -291,6 +293,8 @@ class LLM:
                 visit,
             )
             answer.tokenizer = self.tokenizer
+            if self.rates is not None:
+                self.rates.mark()
             engine.add(request)
             self._answers[request.request_id] = answer
         return answer
@@ -405,7 +409,7 @@ class Stream(Iterator[Delta]):
 
     @property
     def completion(self) -> Completion:
-        return self._answer.completion(self._llm._receipt(self._answer))
+        return self._answer.completion(self._llm._receipt(self._answer), self._llm.rates)
 
     def advance(self) -> list[Delta]:
         """At most one step of the engine, and what came of it, perhaps nothing."""

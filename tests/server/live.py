@@ -243,6 +243,7 @@ def echo_assembly(
             config=SimpleNamespace(weights="auto"),
             capacity="slots",
             notes=[],
+            setting=None,
         )
         runner.close = lambda: None  # type: ignore[attr-defined]
         return cast(Assembly, parts)

@@ -7,6 +7,7 @@ Does not know: what is made of them.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -101,5 +102,8 @@ def weight_bytes(setting: Setting) -> int:
 
 def decode_kv_bytes(case: Case) -> int:
     """Keys and values that the steps after the first token read."""
-    prompt, spec, kv = case.usage.num_prompt_tokens, case.setting.spec, case.setting.kv
-    return sum(cost.kv_read_bytes(spec, kv, prompt + 1 + i) for i in range(case.decoded))
+    prompt, kv, total = case.usage.num_prompt_tokens, case.setting.kv, 0
+    for attention, layers in Counter(layer.attention for layer in case.setting.spec.layers).items():
+        size = attention.num_kv_heads * cost.kv_head_bytes(kv, attention.head_dim)
+        total += layers * size * cost.visible_pairs(prompt, case.decoded, attention.window)
+    return total

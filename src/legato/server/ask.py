@@ -11,6 +11,8 @@ from typing import Any
 
 from legato.completion import Completion, Output, Timings
 from legato.core.request import SamplingParams
+from legato.measure.case import Setting
+from legato.measure.energy import Bill
 from legato.text.tools import ToolForm, ToolUse
 
 
@@ -56,7 +58,7 @@ class Ask:
     tools         what may be called
     form          how calls are written; None: nothing can be called
     right_calls   a grammar makes sure that a call which is begun is a right one
-    include       what of an answer is told besides it: "receipt", "miss"
+    include       what of an answer is told besides it: "receipt", "miss", "explain"
     ignored       fields that were understood and do nothing here
     """
 
@@ -86,9 +88,13 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """All answers, whole. `completions` has one entry a prompt."""
+    """All answers, whole. `completions` has one entry a prompt.
+
+    setting  what they ran on, where they can be explained
+    """
 
     completions: Sequence[Completion]
+    setting: Setting | None = None
 
     @property
     def choices(self) -> list[tuple[int, Output]]:
@@ -111,6 +117,12 @@ class Result:
     @property
     def error(self) -> str | None:
         return next((c.error for c in self.completions if c.error is not None), None)
+
+    @property
+    def bill(self) -> Bill | None:
+        """Of all prompts together; None unless it is known of each."""
+        bills = [c.bill for c in self.completions if c.bill is not None]
+        return sum(bills[1:], bills[0]) if bills and len(bills) == len(self.completions) else None
 
     @property
     def timings(self) -> Timings:

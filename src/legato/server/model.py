@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from legato.assemble import Assembly, step_bits
 from legato.core.request import SamplingParams
 from legato.measure import cost
+from legato.measure.case import Setting
 from legato.measure.machine import READ_BYTES
 from legato.server.facts import ModelFacts, facts_of
 from legato.text.template import ChatTemplate
@@ -45,6 +46,7 @@ class Card:
 
     digest, weights  as in `Receipt`
     capacity, notes  lines for the person who started it
+    setting          what answers are explained by; None: they cannot be
     """
 
     context_length: int
@@ -57,6 +59,7 @@ class Card:
     weights: str
     capacity: str
     notes: tuple[str, ...]
+    setting: Setting | None = None
 
     @classmethod
     def of(cls, parts: Assembly) -> Card:
@@ -72,6 +75,7 @@ class Card:
             weights=parts.config.weights,
             capacity=parts.capacity,
             notes=tuple(parts.notes),
+            setting=parts.setting,
         )
 
 
@@ -91,7 +95,7 @@ class Model:
     name     what clients call it
     admit    makes ready what sampling needs; takes seconds at times, raises `RequestError`
     wall     what bounds its steps on this machine, if that was measured
-    digest, weights, capacity, notes  as in `Card`
+    digest, weights, capacity, notes, setting  as in `Card`
     """
 
     name: str
@@ -111,6 +115,7 @@ class Model:
     weights: str = "auto"
     capacity: str = ""
     notes: tuple[str, ...] = ()
+    setting: Setting | None = None
 
     @classmethod
     def of(cls, parts: Assembly, name: str, wall: Wall | None = None) -> Model:
@@ -140,4 +145,5 @@ class Model:
             weights=card.weights,
             capacity=card.capacity,
             notes=card.notes,
+            setting=card.setting,
         )

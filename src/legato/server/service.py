@@ -26,6 +26,8 @@ from legato.core.plan import TokenLogprobs
 from legato.core.request import Request
 from legato.core.sequence import FinishReason
 from legato.errors import CapacityError, EngineAwayError, LegatoError, OverloadedError, RequestError
+from legato.measure.case import Visit
+from legato.measure.energy import Rates
 from legato.server.ask import Ask, Chat, Ids, Prompt, Result, Text
 from legato.server.bridge import Bridge
 from legato.server.limits import ServerLimits
@@ -144,14 +146,14 @@ class AnswerStream:
 
     def result(self) -> Result:
         """What there is; whole once the stream has ended."""
-        return Result([self._completion(answer) for answer in self.answers])
+        return Result([self._completion(answer) for answer in self.answers], self.service.model.setting)
 
     def _completion(self, answer: Answer) -> Completion:
         model, seed = self.service.model, answer.request.params.seed or 0
         receipt = Receipt(
             model.name, model.isa, model.threads, model.kv, seed, model.digest, model.weights, model.context_length
         )
-        done = answer.completion(receipt)
+        done = answer.completion(receipt, self.service.rates)
         if not self.ask.include_stop:
             return done
         outputs = [
@@ -175,6 +177,7 @@ class Service:
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="encode")
         self._compilers = ThreadPoolExecutor(1, thread_name_prefix="compile")
         self.many_tenants = False
+        self.rates: Rates | None = None
         self.meters = Meters()
         self.vllm_metrics = False
 
@@ -243,14 +246,20 @@ class Service:
         self._check_room(wanted, tenant)
         self._places[tenant] = self._places.get(tenant, 0) + wanted
         stream: AnswerStream | None = None
+        visits = [Visit(self.clock) for _ in ask.prompts]
         try:
             if ask.params.grammar is not None or ask.tools is not None or _has_calls(ask):
                 ask = await self._prepared(ask)
-            ids = await self.encode(ask.prompts, ask.truncate)
+                for visit in visits:
+                    visit("grammar" if ask.params.grammar is not None else "")
+            ids = await self.encode(ask.prompts, ask.truncate, visits)
             requests = [self._request(ask, self._without_thought(ask, one), tenant) for one in ids]
-            stream = AnswerStream(ask, [self._answer(ask, request) for request in requests], self)
+            pairs = zip(requests, visits, strict=True)
+            stream = AnswerStream(ask, [self._answer(ask, request, visit) for request, visit in pairs], self)
             self._streams.update({request.request_id: (stream, i) for i, request in enumerate(requests)})
             self.check_open()
+            if self.rates is not None:
+                self.rates.mark()
             await self.bridge.submit(requests)
         except BaseException:
             if stream is not None:  # a cancelled wait may have left it admitted
@@ -274,12 +283,15 @@ class Service:
     def _without_thought(self, ask: Ask, ids: Sequence[int]) -> Sequence[int]:
         return ids if ask.params.grammar is None else without_thought(ask, ids, self.model.tokenizer)
 
-    async def encode(self, prompts: Sequence[Prompt], truncate: int | None = None) -> list[list[int]]:
-        """Token ids of each prompt, worked out beside the event loop."""
+    async def encode(
+        self, prompts: Sequence[Prompt], truncate: int | None = None, visits: Sequence[Visit] = ()
+    ) -> list[list[int]]:
+        """Token ids of each prompt, worked out beside the event loop; `visits` are told what that took."""
         model = self.model
 
         def work() -> list[list[int]]:
-            return [prompt_ids(model, prompt, truncate) for prompt in prompts]
+            laps = visits or [Visit(self.clock) for _ in prompts]
+            return [prompt_ids(model, prompt, truncate, lap) for prompt, lap in zip(prompts, laps, strict=True)]
 
         return await self.loop.run_in_executor(self._pool, work)
 
@@ -309,8 +321,10 @@ class Service:
                 raise RequestError("stop", stop, f"strings of at most {limits.stop_bytes} bytes")
         if ask.salt and not SALT.fullmatch(ask.salt):
             raise RequestError("cache_salt", ask.salt, "1 to 128 letters, digits, - and _")
-        if "miss" in ask.include and self.many_tenants:  # it would spell out what others have sent
+        if "miss" in ask.include and self.many_tenants:
             raise RequestError("include", "miss", "left out where several keys share one cache")
+        if "explain" in ask.include and self.model.setting is None:
+            raise RequestError("include", "explain", "left out: this engine does not say what it runs on")
 
     def _check_room(self, wanted: int, tenant: str) -> None:
         places, taken = self.num_places, self.num_in_flight
@@ -332,14 +346,16 @@ class Service:
         name = f"r{next(self._numbers)}"
         return Request(name, tuple(ids), params, ask.priority, ask.salt, tenant, ask.deadline_ms)
 
-    def _answer(self, ask: Ask, request: Request) -> Answer:
+    def _answer(self, ask: Ask, request: Request, visit: Visit) -> Answer:
         tokenizer, params, ids = self.model.tokenizer, request.params, request.prompt_ids
         answer = Answer(
             request,
             lambda: TextStream(tokenizer, params.stop, skip_special=ask.skip_special, prompt_ids=ids),
             lambda index: self.bridge.abort(request.request_id, index, FinishReason.STOP),
+            visit,
         )
-        if "miss" in ask.include:
+        answer.tells_miss = not self.many_tenants  # it would spell out what others have sent
+        if {"miss", "explain"} & ask.include:
             answer.tokenizer = tokenizer
         return answer
 
@@ -437,11 +453,14 @@ def _has_calls(ask: Ask) -> bool:
     return any(isinstance(m, dict) and (m.get("tool_calls") or m.get("role") == "tool") for m in messages)
 
 
-def prompt_ids(model: Model, prompt: Prompt, truncate: int | None = None) -> list[int]:
+def prompt_ids(
+    model: Model, prompt: Prompt, truncate: int | None = None, lap: Callable[[str], None] = lambda name: None
+) -> list[int]:
     """Token ids of one prompt. Raises `RequestError` for what is empty or refused by the template."""
+    lap("")
     match prompt:
         case Chat():
-            ids = _chat_ids(model, prompt)
+            ids = _chat_ids(model, prompt, lap)
         case Text():
             if not prompt.text:
                 raise RequestError("prompt", prompt.text, "text that is not empty")
@@ -451,6 +470,7 @@ def prompt_ids(model: Model, prompt: Prompt, truncate: int | None = None) -> lis
                     "prompt characters", len(prompt.text), most, "characters, for its context", "shorten the prompt"
                 )
             ids = model.tokenizer.encode(prompt.text, add_special=prompt.add_special)
+            lap("tokenise")
         case Ids():
             ids = list(prompt.ids)
     if truncate is not None:
@@ -461,7 +481,7 @@ def prompt_ids(model: Model, prompt: Prompt, truncate: int | None = None) -> lis
     return ids
 
 
-def _chat_ids(model: Model, prompt: Chat) -> list[int]:
+def _chat_ids(model: Model, prompt: Chat, lap: Callable[[str], None]) -> list[int]:
     if model.template is None:
         text = "\n".join(m.get("content") or "" for m in checked_messages(prompt.messages))
         if not text:
@@ -473,5 +493,6 @@ def _chat_ids(model: Model, prompt: Chat) -> list[int]:
         prompt.messages,
         tools=prompt.tools,
         add_generation_prompt=prompt.add_generation_prompt,
+        lap=lap,
         **prompt.variables,
     )

@@ -23,7 +23,7 @@ from legato.server.protocols.openai.tooling import tools_of
 from legato.server.service import Service
 
 COMPLETION_MAX_TOKENS = 16  # the API's default for texts; conversations go on to the context's end
-INCLUDED = ("receipt", "miss")
+INCLUDED = ("receipt", "miss", "explain")
 TEMPLATE_VARIABLES = ("enable_thinking", "thinking", "reasoning_effort", "date_string", "custom_instructions")
 
 

@@ -42,8 +42,9 @@ def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int, reason
 
 
 def timings(result: Result) -> dict[str, Any]:
-    """Milliseconds, rounded to a microsecond."""
-    return {k: v if isinstance(v, int) else round(v, 3) for k, v in asdict(result.timings).items()}
+    """Milliseconds, rounded to a microsecond; joules and money where they are known."""
+    shown = {k: v if isinstance(v, int) else round(v, 3) for k, v in asdict(result.timings).items()}
+    return shown if result.bill is None else shown | result.bill.as_json()
 
 
 def measured(result: Result, include: Collection[str]) -> dict[str, Any]:
@@ -51,14 +52,18 @@ def measured(result: Result, include: Collection[str]) -> dict[str, Any]:
 
     receipt  all that `legato replay` needs, when saved as a file
     cache    as `generate --json` tells it: how much of the prompt was known, and why no more
+    explain  as `legato explain --json` tells it: where the time went, and what would help
     Of several prompts both are lists, one entry a prompt.
     """
     shown: dict[str, Any] = {"timings": timings(result)}
-    told = [done.as_json() for done in result.completions] if include else []
+    told = [done.as_json() for done in result.completions] if {"receipt", "miss"} & set(include) else []
     if "receipt" in include:
         shown["receipt"] = _one_or_all([{k: each[k] for k in _RECEIPT if k in each} for each in told])
     if "miss" in include:
         shown["cache"] = _one_or_all([each["cache"] for each in told])
+    if "explain" in include and result.setting is not None:
+        whole = [done for done in result.completions if done.usage is not None]  # others the engine did not end
+        shown["explain"] = _one_or_all([done.explain(result.setting).as_json() for done in whole])
     return shown
 
 
