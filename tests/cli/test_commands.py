@@ -206,7 +206,7 @@ def test_doctor_fails_where_nothing_can_be_kept(run: Run, environ: dict[str, str
 
 def test_calibrate(run: Run) -> None:
     [shown] = only_json(run("calibrate", "--seconds", "0.01", "--threads", "2", "--json").out)
-    assert shown.keys() == {"isa", "threads", "read_gb_s", "int8_tops", "bf16_tflops", "step_overhead_us"}
+    assert shown.keys() >= {"isa", "threads", "read_gb_s", "int8_tops", "bf16_tflops", "step_overhead_us"}
     assert shown["read_gb_s"].keys() == {"1", "all"} and shown["read_gb_s"]["1"] > 0.1
 
 

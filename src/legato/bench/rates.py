@@ -21,6 +21,7 @@ from legato.measure.predict import FEW_ROWS
 from legato.weights.tensor import WeightFormat
 
 LAPS = {"qkv": Role.QKV, "attn_out": Role.OUT, "mlp_up": Role.UP, "mlp_down": Role.DOWN}
+LEAST_WEIGHT_S = 1e-16  # 20 million operations in a nanosecond: no machine is there yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ def product_rates(
         found = fit(left, right)
         inputs[rows] = float(found[-1])
         for fmt, rate in zip(formats, found[:-1], strict=True):
-            seconds[fmt][rows] = float(rate)
+            seconds[fmt][rows] = max(LEAST_WEIGHT_S, float(rate))
     return tuple(ProductRate(str(f), 8 * f.block_bytes / f.block, by) for f, by in seconds.items()), inputs
 
 

@@ -9,9 +9,11 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
+from statistics import median
 
 from legato import __version__
 from legato.bench.drive import Drive, Requests, drive
@@ -20,8 +22,10 @@ from legato.bench.rates import LAPS, Load, Shape, Steps, attention_rates, fit, p
 from legato.core.spec import ArchSpec
 from legato.engine import Engine
 from legato.kernels.ops import Backend, Executor, KvFormat
+from legato.measure import cost
 from legato.measure.ledger import StepRecord
 from legato.measure.machine import READ_BYTES, Machine, ProductRate, RowCosts, cache_bytes, cpu_name, total_memory
+from legato.measure.predict import Piece, Predictor
 from legato.runtime.runner import Runner
 from legato.weights.hub import Report
 from legato.weights.tensor import WeightFormat
@@ -29,7 +33,7 @@ from legato.weights.tensor import WeightFormat
 ROWS = (1, 2, 4, 8, 16, 32, 64, 256)
 FORMATS = (WeightFormat.Q4_0, WeightFormat.Q4_1, WeightFormat.Q8_0, WeightFormat.BF16)
 NARROW, WIDE = 512, 1024
-SMALL_S = 3.0
+SMALL_S = 3.0  # measuring for less than this many seconds is only for trying it out
 DECODES = (
     Load(1, 0), Load(4, 0), Load(16, 0), Load(32, 0), Load(1, 500), Load(4, 500), Load(32, 500),
     Load(1, 2000), Load(8, 2000), Load(1, 8000), Load(2, 8000),
@@ -39,6 +43,7 @@ LOOKS = (*DECODES, *PROMPTS)
 MOST_TOKENS = max(load.tokens for load in LOOKS) + 64 * PAGE_SIZE
 QUANTILE = 0.25  # of a step's repetitions: below it a machine has neighbours, above it luck
 LEAST, LEAST_S = 2, 0.02  # repetitions of a step in a round
+DRIFT = 1.33  # times faster or slower than calibrated: then a machine is measured again
 DISK_BYTES = 64 << 20
 
 
@@ -64,11 +69,12 @@ class Calibration:
         yield
         if self.backend.name == "reference":
             return  # it multiplies float32 whatever the format: no rate of it is worth keeping
-        nbytes = 1 << 20 if self._small else min(128 << 20, max(40 << 20, 5 * cache_bytes() // 4))
+        nbytes = 1 << 16 if self._small else min(192 << 20, max(64 << 20, 3 * cache_bytes()))
+        wide, narrow_width = (128, 64) if self._small else (WIDE, NARROW)
         for fmt in FORMATS:
-            self._add("wide", made_up_spec(WIDE, group=8, layers=layers_of(WIDE, fmt, nbytes)), fmt)
+            self._add("wide", made_up_spec(wide, group=8, layers=layers_of(wide, fmt, nbytes)), fmt)
             yield
-        narrow = made_up_spec(NARROW, group=2, layers=layers_of(NARROW, FORMATS[0], nbytes))
+        narrow = made_up_spec(narrow_width, group=2, layers=layers_of(narrow_width, FORMATS[0], nbytes))
         self._add("narrow", narrow, FORMATS[0])
         yield
         self._add("tiny", made_up_spec(64, layers=8), FORMATS[0])
@@ -86,14 +92,15 @@ class Calibration:
         loads += LOOKS if looks else ()
         self._models.append((executor, [Steps(shape, load) for load in dict.fromkeys(loads)]))
 
-    def round(self, read_s: float = 0.1) -> Iterator[None]:
+    def round(self) -> Iterator[None]:
         """Each figure once more; yields after each."""
+        read_s = 0.0 if self._small else 0.1
         for name, count in (("1", 1), ("all", self.threads)):
             self._reading[name] += read_gb_s(self.backend, count, read_s)
             yield
         for executor, steps in self._models:
             for some in steps:
-                _run(executor, some)
+                _run(executor, some, 0.0 if self._small else LEAST_S)
                 yield
         self._overheads += step_overhead_s(self.backend, self.kv_format)
         yield
@@ -163,6 +170,42 @@ def calibrate(backend: Backend, isa: str, threads: int, seconds: float, report: 
     finally:
         found.close()
         report.done()
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What a look of about 0.3 s found, as multiples of what was calibrated: 1.0 as then, 0.5 half as fast."""
+
+    reading: float
+    multiplying: float
+
+    @property
+    def far(self) -> bool:
+        """Whether predictions would be off by more than their interval allows for."""
+        return not all(1 / DRIFT <= x <= DRIFT for x in (self.reading, self.multiplying))
+
+    def describe(self) -> str:
+        return f"reads at {self.reading:.0%} and multiplies at {self.multiplying:.0%} of the speed then"
+
+
+def look_again(backend: Backend, machine: Machine) -> Drift:
+    """Whether a calibrated machine still is what it was: one reading of memory, one product of many rows."""
+    reading = median(read_gb_s(backend, machine.threads, 0.1)) / machine.read_gb_s["all"]
+    if not machine.products:
+        return Drift(reading, 1.0)
+    load, fmt = Load(1, 0, 64), FORMATS[0]
+    spec = made_up_spec(NARROW, group=2, layers=2)
+    executor = made_up_executor(backend, spec, fmt, KvFormat.INT8, max_tokens=load.rows)
+    steps = Steps(Shape("look", spec, fmt, KvFormat.INT8, False), load)
+    try:
+        for _ in range(5):
+            _run(executor, steps)
+    finally:
+        executor.close()
+    bits = dict.fromkeys(cost.Role, 8 * fmt.block_bytes / fmt.block)
+    expected = Predictor(spec, bits, "int8", machine).step([(Piece(0, load.length, 1), 1)])
+    taken = _quantile((seconds for seconds, _ in steps.taken), QUANTILE)
+    return Drift(reading, (expected.seconds - expected.host) / taken)
 
 
 def read_gb_s(backend: Backend, threads: int, seconds: float) -> list[float]:
@@ -250,11 +293,11 @@ def _drive(
     return drive(engine, [requests.make(list(prompt), steps) for _ in range(streams)], watch)
 
 
-def _run(executor: Executor, steps: Steps) -> None:
-    """The step again, at least LEAST times and for LEAST_S seconds."""
+def _run(executor: Executor, steps: Steps, least_s: float = LEAST_S) -> None:
+    """The step again, at least LEAST times and for so many seconds."""
     load = steps.load
     batch = batch_of([load.start] * load.streams, load.length)
-    before, tries, end = executor.laps_ns(), 0, time.perf_counter() + LEAST_S
+    before, tries, end = executor.laps_ns(), 0, time.perf_counter() + least_s
     while tries < LEAST or time.perf_counter() < end:
         start = time.perf_counter()
         executor.run(batch)

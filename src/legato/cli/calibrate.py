@@ -1,6 +1,6 @@
-"""`legato calibrate`: this machine's walls.
+"""`legato calibrate`: this machine's walls, kept for predictions.
 
-Knows: its options and what it prints. Does not know: how they are measured.
+Knows: its options, what it prints, when a machine is measured again. Does not know: how it is measured.
 """
 
 from __future__ import annotations
@@ -13,40 +13,82 @@ import click
 
 from legato.cli.options import config_of, json_option, machine_options, save_option
 from legato.cli.terminal import Terminal
+from legato.config import Config
+from legato.measure.machine import Machine
 
-SHOWN = ("isa", "threads", "read_gb_s", "int8_tops", "bf16_tflops", "step_overhead_us")
+SHOWN = ("name", "isa", "threads", "date", "read_gb_s", "int8_tops", "bf16_tflops", "step_overhead_us", "disk_gb_s")
 
 
 @click.command("calibrate")
 @machine_options
+@click.option("--again", is_flag=True, help="measure also where it was done before and nothing has changed")
 @click.option("--seconds", type=click.FloatRange(0.01, 60), default=12.0, show_default=True, help="of measuring in all")
 @save_option
 @json_option
-def command(seconds: float, save: Path | None, as_json: bool, **options: Any) -> None:
-    """Measure memory reading, matrix products by rows, and the fixed cost of a step."""
-    from legato.assemble import open_backend
-    from legato.bench.walls import calibrate
+def command(again: bool, seconds: float, save: Path | None, as_json: bool, **options: Any) -> None:
+    """Measure this machine: memory, matrix products by rows, looking back, the fixed cost of a step, disk.
+
+    What was measured is kept; a later call looks for 0.3 s whether it still holds, and measures anew if it does not.
+    """
     from legato.cli.saving import save_rows
 
     config = config_of(options)
     terminal = Terminal(config.color)
-    backend, isa, threads = open_backend(config)
-    with terminal.bar() as bar:
-        walls = calibrate(backend, isa, threads, seconds, bar, config.cache_dir)
-    shown = {name: _short(value) for name, value in asdict(walls).items() if name in SHOWN}
+    machine = calibrated(config, terminal, seconds=seconds, again=again)
+    shown = {name: _short(value) for name, value in asdict(machine).items() if name in SHOWN}
+    shown["attention"] = [asdict(rate) for rate in machine.attention]
     save_rows(save, "calibrate", {"seconds": seconds}, [shown], terminal)
     if as_json:
         terminal.json(shown)
-        return
-    terminal.answer(f"isa {walls.isa}, {walls.threads} threads", end="\n")
-    reading = ", ".join(f"{name}: {rate:.1f}" for name, rate in walls.read_gb_s.items())
-    terminal.answer(f"read GB/s by threads   {reading}", end="\n")
-    products = {f"{fmt} int8 TOPS": rates for fmt, rates in walls.int8_tops.items()}
-    for name, rates in {**products, "bf16 TFLOPS": walls.bf16_tflops}.items():
-        rows = ", ".join(f"{key}: {rate:.3f}" for key, rate in rates.items())
-        terminal.answer(f"{name + ' by rows':<22} {rows}", end="\n")
-    if walls.step_overhead_us is not None:
-        terminal.answer(f"step overhead          {walls.step_overhead_us:.0f} us", end="\n")
+    else:
+        _tell(machine, terminal)
+
+
+def calibrated(config: Config, terminal: Terminal, *, seconds: float = 12.0, again: bool = False) -> Machine:
+    """This machine's rates: those that are kept, if they still hold; else measured now, with progress, and kept."""
+    from legato.assemble import open_backend
+    from legato.bench.walls import calibrate, look_again
+    from legato.measure.calibrated import read_machine, write_machine
+
+    backend, isa, threads = open_backend(config)
+    found = read_machine(config.cache_dir, isa, threads)
+    if found.damaged is not None:
+        terminal.note(f"{found.note.rpartition(': ')[0]}; measuring anew")
+    if found.machine is not None and not again:
+        drift = look_again(backend, found.machine)
+        if not drift.far:
+            terminal.dim(f"measured {found.machine.date}; now it {drift.describe()} (--again measures anew)")
+            return found.machine
+        terminal.note(f"measured {found.machine.date}, but now it {drift.describe()}: measuring anew")
+    with terminal.bar() as bar:
+        machine = calibrate(backend, isa, threads, seconds, bar, config.cache_dir)
+    terminal.dim(f"kept in {write_machine(config.cache_dir, machine)}")
+    return machine
+
+
+def _tell(machine: Machine, terminal: Terminal) -> None:
+    def line(name: str, text: str) -> None:
+        terminal.answer(f"{name:<24} {text}", end="\n")
+
+    line(machine.name, f"isa {machine.isa}, {machine.threads} threads")
+    line("read GB/s by threads", ", ".join(f"{name}: {rate:.1f}" for name, rate in machine.read_gb_s.items()))
+    products = {f"{fmt} int8 TOPS": rates for fmt, rates in machine.int8_tops.items()}
+    for name, rates in {**products, "bf16 TFLOPS": machine.bf16_tflops}.items():
+        if rates:
+            line(name + " by rows", ", ".join(f"{key}: {rate:.3f}" for key, rate in rates.items()))
+    for rate in machine.attention:
+        deep, prompt = 1e-9 / max(rate.byte, 1e-15), 2e-12 / max(rate.prompt_pair, 1e-18)
+        line(f"attention {rate.kv_format}", f"reads {deep:.1f} GB/s of keys and values, prompts {2 * prompt:.3f} TOPS")
+    if machine.step_overhead_us is not None:
+        line("step overhead", f"{machine.step_overhead_us:.0f} us")
+    if machine.rows is not None:
+        host, matrix = 1e6 * machine.rows.host, 1e6 * machine.rows.matrix
+        line(
+            "around a model",
+            f"host {host:.0f} us a step, {1e6 * machine.rows.stream:.1f} us a stream; {matrix:.1f} us a product",
+        )
+    if machine.disk_gb_s is not None:
+        line("disk", f"{machine.disk_gb_s:.2f} GB/s")
 
 
 def _short(value: Any) -> Any:

@@ -1,0 +1,103 @@
+"""A machine's rates on disk: what comes back is what was kept, and nothing else is ever believed.
+
+No test measures anything; one machine is made up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from legato import __version__
+from legato.errors import UsageError
+from legato.measure.calibrated import machine_path, read_machine, write_machine
+from legato.measure.machine import AttentionRate, Machine, ProductRate, RowCosts, cpu_name
+
+MACHINE = Machine(
+    name=cpu_name(),
+    isa="avx512",
+    threads=2,
+    version=__version__,
+    date="2026-11-22T10:00:00+00:00",
+    memory_bytes=1 << 34,
+    read_gb_s={"1": 30.0, "all": 40.0},
+    int8_tops={"q4_0": {"1": 0.1, "256": 0.5}},
+    step_overhead_us=70.0,
+    disk_gb_s=1.5,
+    products=(ProductRate("q4_0", 4.5, {1: 1e-11, 256: 1e-9}),),
+    rows=RowCosts({1: 1e-9, 256: 1e-9}, 1e-6, 2e-4, 1e-5, 1e-6),
+    attention=(AttentionRate("int8", 1e-6, 1e-9, 1e-7, 2e-11, 8e-12, 1e-11),),
+)
+
+
+def test_what_was_kept_comes_back(tmp_path: Path) -> None:
+    path = write_machine(tmp_path, MACHINE)
+    assert path == machine_path(tmp_path, "avx512", 2) and path.is_file()
+    for found in (read_machine(tmp_path), read_machine(tmp_path, "avx512", 2)):
+        assert found.machine == MACHINE and found.note == "" and found.damaged is None
+    assert list(tmp_path.rglob("*.tmp")) == []
+
+
+def test_a_machine_never_calibrated_says_so_in_a_line(tmp_path: Path) -> None:
+    write_machine(tmp_path, MACHINE)
+    for found in (
+        read_machine(tmp_path / "elsewhere"),
+        read_machine(tmp_path, "avx2", 2),
+        read_machine(tmp_path, "avx512", 3),
+    ):
+        assert found.machine is None and found.damaged is None
+        assert "never calibrated" in found.note and "legato calibrate" in found.note and "\n" not in found.note
+
+
+def test_the_last_one_measured_is_taken(tmp_path: Path) -> None:
+    for age, threads in enumerate((1, 4, 2)):
+        path = write_machine(tmp_path, replace(MACHINE, threads=threads))
+        os.utime(path, (1e9 - 100 * age,) * 2)
+    found = read_machine(tmp_path).machine
+    assert found is not None and found.threads == 1
+
+
+DAMAGES: dict[str, Callable[[dict[str, object]], object]] = {
+    "half a file": lambda kept: json.dumps(kept)[:300],
+    "not JSON": lambda kept: "rates",
+    "not an object": lambda kept: [kept],
+    "a field missing": lambda kept: {k: v for k, v in kept.items() if k != "read_gb_s"},
+    "a text for a number": lambda kept: kept | {"threads": "two"},
+    "no reading speed": lambda kept: kept | {"read_gb_s": {"1": 30.0}},
+    "a rate of nothing": lambda kept: kept | {"read_gb_s": {"1": 30.0, "all": 0.0}},
+    "a negative rate": lambda kept: kept | {"products": [{"format": "q4_0", "bits": 4.5, "seconds": {"1": -1e-9}}]},
+    "no rows at all": lambda kept: kept | {"products": [{"format": "q4_0", "bits": 4.5, "seconds": {}}]},
+    "products alone": lambda kept: kept | {"rows": None, "attention": []},
+    "infinite": lambda kept: json.dumps(kept).replace("70.0", "1e999").replace("2e-11", "-1e99"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named_and_not_believed(tmp_path: Path, damage: str) -> None:
+    path = write_machine(tmp_path, MACHINE)
+    broken = DAMAGES[damage](json.loads(path.read_text()))
+    path.write_text(broken if isinstance(broken, str) else json.dumps(broken))
+    found = read_machine(tmp_path)
+    assert found.machine is None and found.damaged == path
+    assert str(path) in found.note and "damaged" in found.note and "\n" not in found.note
+
+
+def test_a_file_of_another_processor_or_version_is_not_believed(tmp_path: Path) -> None:
+    path = write_machine(tmp_path, MACHINE)
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | {"name": "another"}))
+    assert "another processor" in read_machine(tmp_path).note
+    path.write_text(json.dumps(kept | {"version": "0.0.1"}))
+    found = read_machine(tmp_path)
+    assert found.machine is None and "version 0.0.1" in found.note and found.damaged is None
+
+
+def test_no_place_to_keep_it_is_a_line_with_a_way_out(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="LEGATO_CACHE_DIR"):
+        write_machine(tmp_path / "file", MACHINE)
