@@ -16,6 +16,7 @@ from legato.core.request import SamplingParams
 from legato.core.sequence import FinishReason
 from legato.errors import UsageError
 from legato.measure.case import Case, Setting, Visit
+from legato.measure.energy import Bill
 from legato.measure.explain import Explanation, explain
 
 
@@ -153,6 +154,7 @@ class Completion:
 
     params  with the seed that was drawn; None where an answer cannot be asked for again
     miss    None: all that could be was found in the cache, or nobody looked
+    bill    its part of the machine in joules and money; None: nobody asked for that
     usage   of the answer that ended last; visit: what was done to the request outside the engine (for `LLM.explain`)
     """
 
@@ -165,6 +167,7 @@ class Completion:
     miss: CacheMiss | None = None
     usage: Usage | None = field(default=None, compare=False)
     visit: Visit | None = field(default=None, compare=False)
+    bill: Bill | None = field(default=None, compare=False)
 
     @property
     def text(self) -> str:
@@ -221,6 +224,8 @@ class Completion:
         if len(self.outputs) > 1:
             shown["outputs"] = [_output_json(output) for output in self.outputs]
         shown["timings"] = {name: _rounded(value) for name, value in asdict(self.timings).items()}
+        if self.bill is not None:
+            shown["timings"] |= self.bill.as_json()
         shown["cache"] = {
             "cached_tokens": self.timings.cached_tokens,
             "miss": None if self.miss is None else {**asdict(self.miss), "sentence": self.miss.sentence},

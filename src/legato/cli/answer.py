@@ -19,6 +19,7 @@ from legato.core.sequence import FinishReason
 
 if TYPE_CHECKING:
     from legato.llm import LLM, Message
+    from legato.measure.energy import Bill
 
 
 @dataclass(slots=True)
@@ -95,12 +96,20 @@ def summary(completion: Completion) -> str:
     if t.prompt_tok_s:
         prompt += f" at {t.prompt_tok_s:.0f} tok/s"
     parts.append(prompt + (f" ({t.cached_tokens} cached)" if t.cached_tokens else ""))
+    if completion.bill is not None:
+        parts += billed(completion.bill)
     reasons = {output.finish_reason for output in completion.outputs}
     if FinishReason.LENGTH in reasons:
         parts.append("cut at the token limit")
     if FinishReason.ABORT in reasons:
         parts.append("stopped")
     return ", ".join(parts)
+
+
+def billed(bill: Bill) -> list[str]:
+    """`3.2 J (declared)`, `price 0.00012`: what is known of a bill."""
+    energy = [] if bill.energy_j is None else [f"{bill.energy_j:.3g} J ({bill.energy_source})"]
+    return energy + ([] if bill.price is None else [f"price {bill.price:.3g}"])
 
 
 def _plural(count: int, noun: str) -> str:

@@ -10,7 +10,15 @@ from typing import Any
 
 import click
 
-from legato.cli.options import config_of, json_option, model_options, read_prompt, sampling_of, sampling_options
+from legato.cli.options import (
+    bill_options,
+    config_of,
+    json_option,
+    model_options,
+    read_prompt,
+    sampling_of,
+    sampling_options,
+)
 from legato.cli.terminal import Terminal
 from legato.errors import EngineError, UsageError
 
@@ -20,6 +28,7 @@ MAX_TOKENS = 512
 @click.command("generate")
 @click.argument("prompt")
 @model_options
+@bill_options
 @sampling_options(temperature=0.0, max_tokens=MAX_TOKENS)
 @click.option("--n", type=int, metavar="N", help="several answers to the same prompt")
 @click.option("--logprobs", type=int, metavar="K", help="with --json: log-probabilities and the K likeliest tokens")

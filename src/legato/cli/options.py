@@ -66,6 +66,12 @@ replay_options = _all(
 
 session_options = _all(_setting("session_dir", metavar="DIR"), _setting("session_cap", metavar="SIZE"))
 
+bill_options = _all(
+    click.option("--energy", is_flag=True, default=None, help=SETTINGS["energy"].help),
+    _setting("watts", metavar="W"),
+    _setting("price_per_hour", metavar="X"),
+)
+
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON on standard output, nothing else there")
 
 save_option = click.option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from legato.cli.options import Decorator, config_of, model_options
+from legato.cli.options import Decorator, bill_options, config_of, model_options
 from legato.cli.terminal import Terminal
 from legato.config import SERVE_SETTINGS, SETTINGS, ServeConfig
 
@@ -29,6 +29,7 @@ def _option(name: str, metavar: str) -> Decorator:
 
 @click.command("serve")
 @model_options
+@bill_options
 @click.option("--max-seqs", metavar="N", help=SETTINGS["max_seqs"].help)
 @_option("host", "ADDRESS")
 @_option("port", "N")
@@ -46,6 +47,7 @@ def command(**options: Any) -> int:
     given = {name: options.pop(name) for name in SERVE_SETTINGS}
     given["api_keys"] = given["api_keys"] or None
     serve_config, config = ServeConfig.resolve(given), config_of(options)
+    from legato.measure.energy import open_rates
     from legato.server import lifecycle, log
 
     log.set_up(serve_config.log_format)
@@ -55,8 +57,11 @@ def command(**options: Any) -> int:
         for line in banner(model, serve_config, url):
             terminal.say(line)
 
+    rates, notes = open_rates(config.energy, config.watts, config.price_per_hour)
+    for note in notes:
+        terminal.note(note)
     place = _process if serve_config.engine_process else _thread
-    return lifecycle.serve(serve_config, place(config, serve_config, terminal), announce)
+    return lifecycle.serve(serve_config, place(config, serve_config, terminal), announce, rates)
 
 
 def _thread(config: Config, serve: ServeConfig, terminal: Terminal) -> MakeBridge:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 POWERCAP = Path("/sys/class/powercap")
-LEAST_S = 0.02  # counters move about once a millisecond; closer readings say little about power
+LEAST_S = 0.005  # counters move about once a millisecond; closer readings say little about power
 MARKS = 4096
 WH = 3600.0
 Clock = Callable[[], float]

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 from legato.config import ServeConfig
 from legato.errors import EngineAwayError, EngineError, LegatoError, UsageError
+from legato.measure.energy import Rates
 from legato.server import openapi, page, probes
 from legato.server.app import App, Observer
 from legato.server.ask import Chat
@@ -123,8 +124,9 @@ class Server:
         make_bridge: MakeBridge,
         announce: Announce,
         limits: ServerLimits | None = None,
+        rates: Rates | None = None,
     ) -> None:
-        self._serve, self._make_bridge, self._announce = serve, make_bridge, announce
+        self._serve, self._make_bridge, self._announce, self._rates = serve, make_bridge, announce, rates
         self.limits = replace(limits or ServerLimits(), queue=serve.queue, drain_s=serve.drain_s)
         self.service: Service
         self.routes: RouteTable
@@ -147,7 +149,7 @@ class Server:
         keys = Keys(self._serve.api_keys)
         service.many_tenants = len(keys) > 1
         self.routes = RouteTable(all_routes(service))
-        service.vllm_metrics = self._serve.vllm_metrics
+        service.vllm_metrics, service.rates = self._serve.vllm_metrics, self._rates
         app = self.app = App(self.routes, keys, self.limits, error_body, self._observers(service))
         http = uvicorn.Server(_http_config(app, uvicorn.Config))
         listening = asyncio.create_task(http.serve(sockets=[sock]))
@@ -282,13 +284,16 @@ def _http_config(app: App, config: Callable[..., Any]) -> Any:
     )
 
 
-def serve(serve_config: ServeConfig, make_bridge: MakeBridge, announce: Announce) -> int:
-    """Binds, loads, serves, drains; returns the exit code. Raises a `LegatoError` for what stands in the way."""
+def serve(serve_config: ServeConfig, make_bridge: MakeBridge, announce: Announce, rates: Rates | None = None) -> int:
+    """Binds, loads, serves, drains; returns the exit code. Raises a `LegatoError` for what stands in the way.
+
+    rates  what a second of the machine costs, for the bills of answers
+    """
     check_exposure(serve_config)
     with bind(serve_config) as sock:
         sys.setswitchinterval(SWITCH_S)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(Server(serve_config, make_bridge, announce).run(sock))
+            return runner.run(Server(serve_config, make_bridge, announce, rates=rates).run(sock))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
