@@ -23,11 +23,15 @@ from legato.weights.gguf_write import write_gguf
 from legato.weights.tensor import Tensor, WeightFormat
 
 FORMATS = ("q4_0", "q4_1", "q8_0", "bf16", "f32")
+UNKNOWN_TO_GPT2 = ("attn_q", "attn_k", "attn_v", "ffn_gate")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """From the models' own config.json. Tied: the embedding table is the head."""
+    """From the models' own config.json. Tied: the embedding table is the head.
+
+    rope_base  None: GPT-2's manner: a table of positions, layer norms, biases everywhere, no gate in the MLP
+    """
 
     arch: str
     layers: int
@@ -38,7 +42,7 @@ class Shape:
     mlp: int
     vocab: int
     context: int
-    rope_base: float
+    rope_base: float | None
     eps: float
     qkv_bias: bool = False
 
@@ -47,11 +51,14 @@ SHAPES = {
     "smollm2-135m": Shape("llama", 30, 576, 9, 3, 64, 1536, 49152, 8192, 1e5, 1e-5),
     "qwen2.5-0.5b": Shape("qwen2", 24, 896, 14, 2, 64, 4864, 151936, 32768, 1e6, 1e-6, qkv_bias=True),
     "llama-3.2-1b": Shape("llama", 16, 2048, 32, 8, 64, 8192, 128256, 32768, 5e5, 1e-5),
+    "gpt2-medium": Shape("gpt2", 24, 1024, 16, 16, 64, 4096, 50257, 1024, None, 1e-5, qkv_bias=True),
 }
 
 
 def metadata(name: str, s: Shape) -> dict[str, object]:
     arch = s.arch
+    norm = "layer_norm_rms_epsilon" if s.rope_base is not None else "layer_norm_epsilon"
+    rope = {f"{arch}.rope.freq_base": s.rope_base, f"{arch}.rope.dimension_count": s.head_dim}
     return {
         "general.architecture": arch,
         "general.name": f"{name} shape, random weights",
@@ -61,9 +68,8 @@ def metadata(name: str, s: Shape) -> dict[str, object]:
         f"{arch}.feed_forward_length": s.mlp,
         f"{arch}.attention.head_count": s.heads,
         f"{arch}.attention.head_count_kv": s.kv_heads,
-        f"{arch}.attention.layer_norm_rms_epsilon": s.eps,
-        f"{arch}.rope.freq_base": s.rope_base,
-        f"{arch}.rope.dimension_count": s.head_dim,
+        f"{arch}.attention.{norm}": s.eps,
+        **(rope if s.rope_base is not None else {}),
         f"{arch}.vocab_size": s.vocab,
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
@@ -87,14 +93,26 @@ def layer_tensors(s: Shape, fmt: WeightFormat, rng: np.random.Generator) -> Iter
     """One layer's, under names without their `blk.N.`."""
     q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
     matrices = {"attn_q": (q, s.width), "attn_k": (kv, s.width), "attn_v": (kv, s.width)}
-    if s.qkv_bias:
+    if s.qkv_bias and s.rope_base is not None:
         for name, (rows, _) in matrices.items():
             yield vector(f"{name}.bias", np.zeros(rows, np.float32))
     matrices |= {"attn_output": (s.width, q), "ffn_gate": (s.mlp, s.width), "ffn_up": (s.mlp, s.width)}
-    for name, shape in {**matrices, "ffn_down": (s.width, s.mlp)}.items():
+    matrices |= {"ffn_down": (s.width, s.mlp)}
+    if s.rope_base is None:
+        matrices = {name: shape for name, shape in matrices.items() if name not in UNKNOWN_TO_GPT2}
+        matrices["attn_qkv"] = (q + 2 * kv, s.width)
+        for name, (rows, _) in matrices.items():
+            yield vector(f"{name}.bias", np.zeros(rows, np.float32))
+    for name, shape in matrices.items():
         yield matrix(f"{name}.weight", shape, fmt, rng)
     for name in ("attn_norm", "ffn_norm"):
-        yield vector(f"{name}.weight", np.ones(s.width, np.float32))
+        yield from norm(name, s)
+
+
+def norm(name: str, s: Shape) -> Iterator[Tensor]:
+    yield vector(f"{name}.weight", np.ones(s.width, np.float32))
+    if s.rope_base is None:
+        yield vector(f"{name}.bias", np.zeros(s.width, np.float32))
 
 
 def matrix(name: str, shape: tuple[int, int], fmt: WeightFormat, rng: np.random.Generator) -> Tensor:
@@ -111,7 +129,9 @@ def write(name: str, fmt: WeightFormat, head: WeightFormat, path: Path, seed: in
     layer = list(layer_tensors(s, fmt, rng))
     tensors = [matrix("token_embd.weight", (s.vocab, s.width), head, rng)]
     tensors += [replace(t, name=f"blk.{i}.{t.name}") for i in range(s.layers) for t in layer]
-    tensors.append(vector("output_norm.weight", np.ones(s.width, np.float32)))
+    tensors += norm("output_norm", s)
+    if s.rope_base is None:
+        tensors.append(matrix("position_embd.weight", (s.context, s.width), WeightFormat.F32, rng))
     write_gguf(path, metadata(name, s), tensors)
 
 

@@ -46,14 +46,22 @@ class Requests:
         return Request(name, tuple(prompt_ids), params, salt=name if salt is None else salt)
 
 
-def drive(engine: Engine, requests: list[Request], on_step: Callable[[StepRecord], None] | None = None) -> Drive:
-    """Adds all requests, steps until they are done. Raises `EngineError` if one of them fails."""
+def drive(
+    engine: Engine,
+    requests: list[Request],
+    on_step: Callable[[StepRecord], None] | None = None,
+    enough: Callable[[], bool] = lambda: False,
+) -> Drive:
+    """Adds all requests, steps until they are done. Raises `EngineError` if one of them fails.
+
+    enough  asked after each step; once it says so, what still runs is aborted
+    """
     out = Drive(token_ids={request.request_id: [] for request in requests})
     started = time.perf_counter()
     try:
         for request in requests:
             engine.add(request)
-        while engine.has_work:
+        while engine.has_work and not enough():
             for event in engine.step():
                 if event.finish_reason is FinishReason.ERROR:
                     raise EngineError(event.error or "a request failed")
@@ -65,10 +73,10 @@ def drive(engine: Engine, requests: list[Request], on_step: Callable[[StepRecord
                 out.steps.append(recent[-1])
                 if on_step is not None:
                     on_step(recent[-1])
-    except BaseException:
-        for request in requests:
-            engine.abort(request.request_id)
-        engine.step()
-        raise
-    out.seconds = time.perf_counter() - started
+        out.seconds = time.perf_counter() - started
+    finally:
+        if engine.has_work:
+            for request in requests:
+                engine.abort(request.request_id)
+            engine.step()
     return out

@@ -85,7 +85,12 @@ def read_record(path: Path) -> Record:
         raise ModelFileError(path, "JSON", f"{error}") from None
     if not isinstance(found, dict):
         raise ModelFileError(path, "record", "not an object; give a file that --save or --report wrote")
-    kinds: dict[str, Any] = dict.fromkeys(_FIELDS, str) | {"commit": (str, type(None)), "machine": dict, "settings": dict, "rows": list}
+    kinds: dict[str, Any] = dict.fromkeys(_FIELDS, str) | {
+        "commit": (str, type(None)),
+        "machine": dict,
+        "settings": dict,
+        "rows": list,
+    }
     for name, kind in kinds.items():
         if not isinstance(found.get(name), kind):
             raise ModelFileError(path, name, "missing or of the wrong kind; give a file that --save or --report wrote")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from legato.bench.fits import Fit, along, fit
 from legato.bench.record import Record
-from legato.report.fits import Fit, along, fit
 from legato.report.page import Axis, Column, Mark, Page, Plot, Series, Table, number
 
 COLUMNS = (

@@ -111,10 +111,17 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows by key; a key that a row lacks is an empty cell."""
+    """Rows by key; a key that a row lacks is an empty cell. A page shows about `most` of them, CSV has all."""
 
     columns: Sequence[Column]
     rows: Sequence[Mapping[str, Any]]
+    most: int = 40
+
+    @property
+    def shown(self) -> Sequence[Mapping[str, Any]]:
+        """All rows, or every nth of too many, always with the last."""
+        step = -(-len(self.rows) // self.most)
+        return self.rows if step < 2 else self.rows[::-1][::step][::-1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ def html_text(page: Page, record: Record, beside: Sequence[str]) -> str:
         columns=list(zip(kinds, [column.heading for column in page.table.columns], strict=True)),
         cells=[
             list(zip(kinds, [number(row.get(c.key), c.digits) for c in page.table.columns], strict=True))
-            for row in page.table.rows
+            for row in page.table.shown
         ],
         facts=list(facts(record)),
         beside=beside,

@@ -13,6 +13,8 @@ from legato.cli.group import LazyGroup
 # name -> (module, its help in one line); the help is repeated here so that `legato bench --help` loads nothing else.
 EXPERIMENTS: dict[str, tuple[str, str]] = {
     "decode": ("legato.cli.bench.decode", "Time a token against context, beside the machine's wall."),
+    "prefill": ("legato.cli.bench.prefill", "Time to the first token against the prompt's length."),
+    "tradeoff": ("legato.cli.bench.tradeoff", "Latency against throughput, over batch sizes."),
     "cache": ("legato.cli.bench.cache", "The same answer with and without a KV cache."),
     "offline": ("legato.cli.bench.offline", "Throughput of many requests handed over at once."),
     "serve": ("legato.cli.bench.serve", "Load on a server: latencies, throughput, goodput; ours or any other."),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -36,6 +37,26 @@ def fit(x: Sequence[float], y: Sequence[float], degree: int) -> Fit:
     spread = float(all_of_it @ all_of_it)
     r2 = 1.0 - float(left @ left) / spread if spread > 0 else 1.0
     return Fit(tuple(float(c) / scale**power for power, c in enumerate(costs)), r2)
+
+
+def costs_of(counts: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+    """What one of each count costs, none below zero: least squares of seconds = sum of costs x counts.
+
+    counts  a row of counts for each of `seconds`; few columns, because all subsets of them are tried
+    """
+    table, wanted = np.asarray(counts, float), np.asarray(seconds, float)
+    columns = table.shape[1]
+    scale = np.abs(table).max(axis=0)
+    scale[scale == 0] = 1.0
+    best, answer = float("inf"), np.zeros(columns)
+    for chosen in product((False, True), repeat=columns):
+        places = np.flatnonzero(chosen)
+        found = np.zeros(columns)
+        found[places] = np.linalg.lstsq(table[:, places] / scale[places], wanted, rcond=None)[0]
+        error = float(((table / scale) @ found - wanted) @ ((table / scale) @ found - wanted))
+        if error < best and bool((found >= 0).all()):
+            best, answer = error, found
+    return [float(cost) for cost in answer / scale]
 
 
 def along(low: float, high: float, points: int = 60) -> list[float]:
