@@ -10,7 +10,7 @@ Does not know: how anything is counted or predicted, terminals.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from legato.config import Config
@@ -24,7 +24,7 @@ from legato.measure.presets import find_preset, unknown_preset
 
 THIS = "this"
 USABLE = 0.9  # of this machine's memory
-LEAST_OUTPUT, USUAL_OUTPUT = 1, 256
+USUAL_CONTEXT, USUAL_OUTPUT = 2048, 256
 
 # Bits a weight, scales included, by the names that files and flags use; a number stands for itself.
 WEIGHTS: dict[str, float] = {
@@ -40,7 +40,7 @@ _UNITS = {"": 1, "M": 2**20, "G": 2**30, "T": 2**40}
 def plan(
     model: str,
     *,
-    context: int = 2048,
+    context: int | None = None,
     output: int | None = None,
     users: int = 1,
     machine: str | None = None,
@@ -49,30 +49,34 @@ def plan(
     price_per_hour: float | None = None,
     memory_bytes: int | None = None,
     depths: tuple[int, ...] = DEPTHS,
-    config: Config | None = None,
+    cache_dir: Path | None = None,
 ) -> Plan:
     """What `model` would do on `machine`.
 
     model         a preset's name, a config.json, a folder with one, or a GGUF file of which the header is enough
-    context       tokens of prompt and answer together; `output` of them are the answer (256, or an eighth of context)
+    context       tokens of prompt and answer together (2048, or the model's); `output` of them are the answer (256, or
+                  an eighth of context)
     machine       a data sheet's name, "this" as calibrated, or None: "this", or a rough guess where never calibrated
     kv            format of keys and values: bf16 on a data sheet, int8 (the engine's default) on this machine
     weights       a format's name or bits a weight, instead of those that were published
     memory_bytes  instead of the machine's own
+    cache_dir     where calibrations are kept (the user's cache folder)
     Raises `UsageError`, `RequestError` or `ModelFileError` with one line that names the culprit.
     """
     described = describe(model)
     if weights is not None:
         described = with_bits(described, *_weights(weights))
-    found, kind, usable, chunk = find_machine(machine, config)
-    if memory_bytes is not None:
-        found = replace(found, memory_bytes=memory_bytes)
+    place = find_machine(machine, cache_dir)
+    found = place.machine if memory_bytes is None else replace(place.machine, memory_bytes=memory_bytes)
+    described = replace(described, notes=(*described.notes, *place.notes))
+    if context is None:
+        context = min(USUAL_CONTEXT, described.shape.context_length)
     if output is None:
-        output = max(LEAST_OUTPUT, min(USUAL_OUTPUT, context // 8)) if isinstance(context, int) else 1
+        output = max(1, min(USUAL_OUTPUT, context // 8)) if isinstance(context, int) else 1
     if kv is None:
-        kv = "bf16" if kind == "data sheet" else "int8"
-    setting = Setting(context, output, users, kv, price_per_hour, usable, chunk, depths)
-    return make_plan(_shown(model), described, found, setting, kind)
+        kv = "bf16" if place.kind == "data sheet" else "int8"
+    setting = Setting(context, output, users, kv, price_per_hour, place.usable, place.chunk, depths)
+    return make_plan(_shown(model), described, found, setting, place.kind)
 
 
 def describe(model: str) -> Described:
@@ -114,21 +118,47 @@ def _describe_path(path: Path) -> Described:
     return describe_gguf(header.path, dict(header.metadata.items()), header.tensors)
 
 
-def find_machine(name: str | None, config: Config | None = None) -> tuple[Machine, str, float, int]:
-    """The machine, how its rates are known, the usable part of its memory, and rows of a prompt in a step."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a plan is made for.
+
+    kind    how its rates are known: "calibrated", "data sheet" or "not calibrated"
+    usable  part of its memory that weights, keys and values may take
+    chunk   rows of a prompt in one step
+    notes   what to know of it
+    """
+
+    machine: Machine
+    kind: str
+    usable: float = USABLE
+    chunk: int = CHUNK
+    notes: tuple[str, ...] = ()
+
+
+def find_machine(name: str | None, cache_dir: Path | None = None) -> Place:
+    """A data sheet by its name; this machine as last calibrated by "this", or by None, which may also be a guess.
+
+    cache_dir  where calibrations are kept (the user's cache folder)
+    """
     if name is not None and name.lower() != THIS:
         device = find_device(name)
-        return device.machine(), "data sheet", device.usable, device.chunk
+        return Place(device.machine(), "data sheet", device.usable, device.chunk)
+    from legato.measure.calibrated import read_machine
+
+    found = read_machine(Config.resolve().cache_dir if cache_dir is None else cache_dir)
+    if found.machine is not None and found.machine.products:
+        return Place(found.machine, "calibrated")
+    why = found.note or "this machine was calibrated with the slow reference backend: plans need the native kernels"
     if name is not None:
-        raise UsageError("this machine was never calibrated; run `legato calibrate`, or name another with --machine")
-    return _guess(), "not calibrated", USABLE, CHUNK
+        raise UsageError(f"{why}, or name a data sheet with --machine")
+    return Place(_guess(), "not calibrated", notes=(why,))
 
 
 def _guess() -> Machine:
     """What an ordinary machine with as many cores does, right within a few times (as `StepCost.expected` has it)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine.from_sheet(
-        f"this machine ({cores} cores, a guess: run `legato calibrate`)",
+        f"this machine, {cores} cores",
         memory_gb_s=8.0 * min(cores, 8),
         tops={9.0: 0.4 * cores, 32.0: 0.2 * cores},
         memory_bytes=total_memory() or 2**33,
@@ -171,4 +201,4 @@ def _shown(model: str) -> str:
     return model if len(model) <= 120 else model[:117] + "..."
 
 
-__all__ = ["KV_FORMATS", "THIS", "WEIGHTS", "describe", "find_machine", "plan", "size_of"]
+__all__ = ["KV_FORMATS", "THIS", "WEIGHTS", "Place", "describe", "find_machine", "plan", "size_of"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -106,8 +107,13 @@ def test_tables_say_what_json_says(run: Run) -> None:
 
 def test_no_machine_named_is_this_one_or_a_guess_that_says_so(run: Run) -> None:
     found = planned(run("plan", "smollm2-135m", "--context", "512", "--json"))
-    assert found["machine_kind"] == "not calibrated" and "legato calibrate" in found["machine"]
+    assert found["machine_kind"] == "not calibrated" and "legato calibrate" in found["notes"][0]
     assert found["kv"] == "int8"
+
+
+def test_a_short_model_needs_no_context_named(run: Run) -> None:
+    found = planned(run("plan", "gpt2-medium", "--machine", "l4", "--json"))
+    assert (found["context"], found["output"], found["prompt"]) == (1024, 128, 896)
 
 
 def test_options_change_what_they_say(run: Run) -> None:
@@ -296,3 +302,14 @@ def test_a_preset_needs_no_arrays_no_network_and_no_engine() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "0 []"
+
+
+def test_a_plan_takes_less_than_half_a_second() -> None:
+    """Of processor time, imports and all: a busy machine makes the wall clock tell of others."""
+    took = []
+    for _ in range(3):
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "legato", *COMMAND], capture_output=True, check=True)
+        after = os.times()
+        took.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert min(took) < 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cost import SMOLLM2
 
+from legato import __version__
 from legato.errors import CapacityError, RequestError, UsageError
 from legato.measure import predict
+from legato.measure.calibrated import write_machine
 from legato.measure.devices import DEVICES, find_device
-from legato.measure.machine import AttentionRate, Machine, ProductRate, RowCosts
+from legato.measure.machine import AttentionRate, Machine, ProductRate, RowCosts, cpu_name
 from legato.measure.plan import Plan
 from legato.measure.predict import Piece, Predictor
 from legato.measure.presets import PRESETS
@@ -187,11 +190,39 @@ def test_limits_name_what_limits() -> None:
     assert on("h100", "llama-3.1-8b", context=2000, users=400).limits["itl"].what == "reading keys and values"
 
 
-def test_no_machine_known_gives_a_guess_that_says_so() -> None:
-    made = plan("smollm2-135m", context=512, output=64)
-    assert made.machine_kind in ("calibrated", "not calibrated")
-    if made.machine_kind == "not calibrated":
-        assert made.itl_ms.high > 5 * made.itl_ms.low and "legato calibrate" in made.machine
+def test_no_machine_known_gives_a_guess_that_says_so(tmp_path: Path) -> None:
+    made = plan("smollm2-135m", context=512, output=64, cache_dir=tmp_path)
+    assert made.machine_kind == "not calibrated" and made.kv == "int8"
+    assert made.itl_ms.high > 5 * made.itl_ms.low and "legato calibrate" in made.notes[0]
+    with pytest.raises(UsageError, match="never calibrated"):
+        plan("smollm2-135m", machine="this", cache_dir=tmp_path)
+
+
+def test_this_machine_is_as_it_was_calibrated(tmp_path: Path) -> None:
+    here = replace(MEASURED, name=cpu_name(), version=__version__)
+    write_machine(tmp_path, here)
+    for name in (None, "this", "THIS"):
+        made = plan("smollm2-135m", context=2000, output=100, machine=name, cache_dir=tmp_path)
+        assert made.machine_kind == "calibrated" and made.memory_bytes == MEASURED.memory_bytes and not made.notes
+    bits = dict.fromkeys(Role, 5.0) | {Role.EMBED: 8.5, Role.HEAD: 8.5}
+    expected = Predictor(SMOLLM2, bits, "int8", here)
+    assert made.ttft_ms.mid == pytest.approx(1e3 * expected.ttft(1900).seconds)
+    assert made.itl_ms_at[512].mid == pytest.approx(1e3 * expected.itl(512).seconds)
+    assert made.itl_ms.low == pytest.approx(0.8 * made.itl_ms.mid)
+    for model in ("gpt-oss-20b", "deepseek-v3"):  # what this engine does not run can be planned here all the same
+        assert plan(model, context=500, output=50, users=4, cache_dir=tmp_path).itl_ms.mid > made.itl_ms.mid
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"version": "0.0.0"}, "version 0.0.0"), ({"products": (), "rows": None, "attention": ()}, "reference backend")],
+)
+def test_a_calibration_that_cannot_be_used_is_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    write_machine(tmp_path, replace(MEASURED, **{"name": cpu_name(), "version": __version__, **change}))
+    made = plan("smollm2-135m", cache_dir=tmp_path)
+    assert made.machine_kind == "not calibrated" and words in made.notes[0]
+    with pytest.raises(UsageError, match=words):
+        plan("smollm2-135m", machine="this", cache_dir=tmp_path)
 
 
 def test_memory_that_is_not_known_is_not_made_up() -> None:

@@ -20,9 +20,7 @@ from legato.measure.plan import DEPTHS, KV_FORMATS, Plan
 
 @click.command("plan", no_args_is_help=True)
 @click.argument("model")
-@click.option(
-    "--context", type=int, default=2048, show_default=True, metavar="C", help="tokens of prompt and answer together"
-)
+@click.option("--context", type=int, metavar="C", help="tokens of prompt and answer together  [default: 2048]")
 @click.option("--output", type=int, metavar="T", help="of them in the answer  [default: 256, or an eighth of C]")
 @click.option("--users", type=int, default=1, show_default=True, metavar="N", help="at the same time")
 @click.option("--machine", metavar="NAME", help="'this' as calibrated, or a data sheet: h100, m4-max, ddr5-desktop ...")
@@ -39,7 +37,11 @@ from legato.measure.plan import DEPTHS, KV_FORMATS, Plan
 @report_option
 @json_option
 def command(model: str, depths: str, save: Path | None, report: Path | None, as_json: bool, **options: Any) -> None:
-    """Predict what MODEL needs and how fast it answers: a preset, config.json, folder or GGUF file."""
+    """Predict what MODEL needs and how fast it answers; nothing is downloaded.
+
+    MODEL is a config.json, a folder with one, a GGUF file (its header is enough), or a well-known name such as
+    llama-3.1-8b, qwen3-30b-a3b, gemma-3-4b, deepseek-v3 or gpt-oss-20b (an unknown name lists them all).
+    """
     from legato.cli.saving import keeping
 
     config = config_of({name: options.pop(name) for name in ("cache_dir", "color")})
@@ -72,7 +74,7 @@ def _plan(model: str, depths: str, config: Config, options: Mapping[str, Any]) -
         price_per_hour=options["price_per_hour"],
         memory_bytes=None if memory is None else size_of("memory", memory),
         depths=_depths(depths),
-        config=config,
+        cache_dir=config.cache_dir,
     )
 
 

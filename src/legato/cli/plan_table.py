@@ -111,7 +111,11 @@ def _limits(plan: Plan) -> Table:
 def _depths(plan: Plan) -> Table:
     table = _table("tokens", "expected", "low to high", "", left=(3,))
     longest = max(span.mid for span in plan.itl_ms_at.values())
-    for depth, span in plan.itl_ms_at.items():
+    depths = list(plan.itl_ms_at)
+    for depth, after in zip(depths, [*depths[1:], None], strict=True):
+        if after is not None and depth > 0.95 * after:
+            continue  # the next one tells the same
+        span = plan.itl_ms_at[depth]
         bar = "█" * max(1, round(BAR * span.mid / longest))
         table.add_row(f"{depth:,}", *_times(span), Text(bar, style="cyan"))
     return table
