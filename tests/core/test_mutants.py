@@ -1,22 +1,19 @@
-"""The tests can fail: each fault below, put into a copy of the sources, is caught at once.
+"""The tests can fail: each fault below, put into the sources of a fresh process, is caught at once.
 
 A mutant is a piece of text that occurs exactly once in a file, what stands there instead, and who must notice.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from zygote import KILLED, SOURCES, SURVIVED, Zygote
 
 TESTS = Path(__file__).parent
-SOURCES = TESTS.parents[1] / "src" / "legato"
-WORLDS = "import logging; logging.disable(50); from worlds import run_world; [run_world(seed) for seed in range(400)]"
+WORLDS = "worlds:400"
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Mutant:
     file: str
     old: str
     new: str
-    noticed_by: str = "worlds"
+    noticed_by: str = WORLDS
 
 
 POOL, TREE, CACHE, PLAN, ACCEPT = (
@@ -108,19 +105,35 @@ MUTANTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name.replace(" ", "-"))
-def test_a_fault_is_noticed(mutant: Mutant, tmp_path: Path) -> None:
-    shutil.copytree(SOURCES, tmp_path / "legato", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    for source in TESTS.glob("*.py"):
-        shutil.copy(source, tmp_path)
-    path = tmp_path / mutant.file if (tmp_path / mutant.file).exists() else tmp_path / "legato" / mutant.file
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    zygote = Zygote()
+    yield zygote
+    zygote.close()
+
+
+def judge(mutant: Mutant, zygote: Zygote) -> None:
+    """Raises `AssertionError` unless those who must notice do."""
+    path = TESTS / mutant.file if (TESTS / mutant.file).exists() else SOURCES / "legato" / mutant.file
+    base = TESTS if path.parent == TESTS else SOURCES
     text = path.read_text()
     assert text.count(mutant.old) == 1, f"{mutant.file} holds this text {text.count(mutant.old)} times: {mutant.old}"
-    path.write_text(text.replace(mutant.old, mutant.new))
-    tests = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"{mutant.noticed_by}.py"]
-    command = [sys.executable, *(["-c", WORLDS] if mutant.noticed_by == "worlds" else tests)]
-    env = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1, f"nobody noticed: {mutant.name}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-    assert "SyntaxError" not in done.stderr and "ImportError" not in done.stdout + done.stderr
+    module = ".".join(path.relative_to(base).with_suffix("").parts)
+    verdict = zygote.judge({module: text.replace(mutant.old, mutant.new)}, [mutant.noticed_by])
+    assert verdict.status == KILLED, f"nobody noticed: {mutant.name}\n{verdict.output}"
+    assert "SyntaxError" not in verdict.output and "ImportError" not in verdict.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name.replace(" ", "-"))
+def test_a_fault_is_noticed(mutant: Mutant, zygote: Zygote) -> None:
+    judge(mutant, zygote)
+
+
+@pytest.mark.slow
+def test_what_is_right_is_let_pass(zygote: Zygote) -> None:
+    """The judge does not condemn everything: the sources as they are pass what the faults above fail."""
+    names = sorted({mutant.noticed_by for mutant in MUTANTS} - {WORLDS})
+    text = (SOURCES / "legato" / PLAN).read_text()
+    verdict = zygote.judge({"legato.schedule.scheduler": text}, ["worlds:30", *names])
+    assert verdict.status == SURVIVED, verdict.output

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-import test_mutants
-from test_mutants import Mutant
+from test_mutants import Mutant, judge
+from zygote import Zygote
 
 STEP, BUDGET, TENANTS, WAITING, FORECAST, DOOR, PLAN, LIMITS = (
     f"{name}.py"
@@ -75,7 +75,14 @@ MUTANTS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    zygote = Zygote()
+    yield zygote
+    zygote.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name.replace(" ", "-"))
-def test_a_fault_is_noticed(mutant: Mutant, tmp_path: Path) -> None:
-    test_mutants.test_a_fault_is_noticed(mutant, tmp_path)
+def test_a_fault_is_noticed(mutant: Mutant, zygote: Zygote) -> None:
+    judge(mutant, zygote)

@@ -309,7 +309,7 @@ def test_eviction_does_not_search() -> None:
             cache.commit(seq)
             cache.release(seq)
         for _ in range(5):
-            start = time.perf_counter()
+            start = time.process_time()
             for _ in range(200):
                 count += 1
                 seq = Sequence(count, Request("r", (count,)))
@@ -317,7 +317,7 @@ def test_eviction_does_not_search() -> None:
                 seq.num_computed_tokens = 1
                 cache.commit(seq)
                 cache.release(seq)
-            best = min(best, (time.perf_counter() - start) / 200)
+            best = min(best, (time.process_time() - start) / 200)
         return best
 
     assert seconds_each(32_000) < 4 * seconds_each(2_000)

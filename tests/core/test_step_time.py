@@ -196,8 +196,8 @@ def test_learning_from_a_step_is_cheap() -> None:
     model, load = StepTimeModel(), with_prompt(8, 500, 60, 1000)
     best = 1.0
     for _ in range(20):
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(50):
             model.observe(load, 0.05)
-        best = min(best, (time.perf_counter() - start) / 50)
+        best = min(best, (time.process_time() - start) / 50)
     assert best < 30e-6
