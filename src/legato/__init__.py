@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from legato.errors import LegatoError
+from legato.version import __version__
 
 if TYPE_CHECKING:
     from legato.completion import Completion as Completion
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from legato.completion import Output as Output
     from legato.core.request import SamplingParams as SamplingParams
     from legato.llm import LLM as LLM
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "legato.llm",

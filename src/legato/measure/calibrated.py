@@ -18,9 +18,9 @@ from pathlib import Path
 
 import msgspec
 
-from legato import __version__
 from legato.errors import UsageError
 from legato.measure.machine import Machine, cpu_name
+from legato.version import __version__
 
 FOLDER = "machines"
 AGAIN = "run `legato calibrate` (some 15 seconds)"
