@@ -18,6 +18,7 @@ from legato.kernels.cpu import NativeBackend, load_library
 from legato.kernels.ops import Backend, Executor, KvFormat
 from legato.kernels.reference import ReferenceBackend
 from legato.measure import cost
+from legato.measure.calibrated import read_machine
 from legato.measure.case import Setting
 from legato.measure.step_time import StepCost
 from legato.models.decoder import Decoder
@@ -62,7 +63,9 @@ class Assembly:
     @property
     def setting(self) -> Setting:
         """What requests run on, for explanations: the machine as far as it was calibrated."""
-        native = self.backend.name != "reference"
+        native, cache_dir = self.backend.name != "reference", self.config.cache_dir
+        found = read_machine(cache_dir, self.executor.isa, self.executor.threads)
+        machine = found.machine if found.machine is not None and found.machine.products else None
         return Setting(
             spec=self.spec,
             bits=step_bits(self.config, self.blueprint, self.backend),
@@ -71,6 +74,9 @@ class Assembly:
             page_size=self.config.page_size,
             chunk=self.config.max_step_tokens,
             kv_formats=("bf16", "int8", "int4") if native else ("f32",),
+            machine=machine,
+            note=found.note or ("" if machine else "products of the reference backend have no walls"),
+            wider=read_machine(cache_dir, self.executor.isa).machine,
         )
 
     def naive_engine(self) -> Engine:

@@ -25,7 +25,7 @@ def told(explanation: Explanation) -> Iterator[str]:
     yield ""
     yield from _waterfall(e)
     if e.machine is None:
-        yield e.note
+        yield f"no share of walls is told: {e.note}"
     if e.miss is not None and e.cached_tokens < e.prompt_tokens - 1:
         yield f"not found in the cache: {e.miss}"
     yield ""

@@ -178,7 +178,7 @@ def _looking(case: Case, kv: str) -> float:
 def _threads(case: Case, line: Line | None) -> Iterator[Advice]:
     """More threads, by the reading speeds that were measured; what fewer would bring was not measured."""
     s, felt = case.setting, case.account
-    machine = s.machine
+    machine = s.wider
     if machine is None or not 0 < s.threads < machine.threads or "1" not in machine.read_gb_s:
         return
     left = read_gb_s(machine, s.threads) / machine.read_gb_s["all"]

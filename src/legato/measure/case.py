@@ -19,8 +19,6 @@ from legato.measure.cost import Role
 from legato.measure.machine import Machine
 from legato.measure.predict import CHUNK
 
-CALIBRATE = "this machine was never calibrated, so no share of its walls is told; run: legato calibrate"
-
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -29,7 +27,8 @@ class Setting:
     bits        a weight, by what it is for, scales included
     chunk       most rows of a prompt in one step
     kv_formats  those that keys and values could be kept in here
-    machine     None: never calibrated; `note` says so, or what else is to be known of it
+    machine     as calibrated with just these threads; None: it was not, and `note` says how that is mended
+    wider       as last calibrated, with any number of threads
     """
 
     spec: ArchSpec
@@ -40,7 +39,8 @@ class Setting:
     chunk: int = CHUNK
     kv_formats: tuple[str, ...] = ("bf16", "int8", "int4")
     machine: Machine | None = None
-    note: str = CALIBRATE
+    note: str = ""
+    wider: Machine | None = None
 
 
 class Visit:

@@ -38,7 +38,7 @@ def page(record: Record) -> Page:
         plots.append(_latencies(tokens, summary["fit"]))
     notes = [_advised(a) for a in record.settings["advice"]]
     if summary["machine"] is None:
-        notes.append(summary["note"])
+        notes.append(f"No share of walls is told: {summary['note']}.")
     if summary["miss"]:
         notes.append(f"Not found in the cache: {summary['miss']}.")
     return Page(

@@ -31,7 +31,7 @@ def test_a_waterfall_and_advice_are_printed(run: Callable[..., Ran], alphabet: P
     assert first.startswith("20 tokens after ") and "the first after" in first
     for words in ("prompt, computed", "decode: reading weights", "unexplained", "ms a token", "what would save most"):
         assert any(line.startswith(words) for line in lines), words
-    assert "run: legato calibrate" in done.out and "\x1b" not in done.out
+    assert "legato calibrate" in done.out and "\x1b" not in done.out
 
 
 def test_the_json_is_one_object(run: Callable[..., Ran], alphabet: Path) -> None:
