@@ -2,6 +2,7 @@
 """What the server costs over the engine alone: start to ready, and tokens a second of many streams.
 
     python benchmarks/served.py --streams 32 --decode 128 --save benchmarks/
+    python benchmarks/served.py --engine-process       the server with its engine in a child process, too
 
 Starts `legato serve`, reads its streams with a small client on the same cores, and runs the same work through an
 engine in this process, in turn. The client's own work counts against the server.
@@ -85,40 +86,62 @@ def metric(port: int, name: str) -> str:
     return "; ".join(line for line in lines if line.startswith(name))
 
 
-def measure(streams: int, prompt: int, decode: int, rounds: int) -> dict[str, Any]:
-    rng, port = random.Random(1), free_port()
-    start = time.perf_counter()
-    server = subprocess.Popen(
-        [sys.executable, "-m", "legato", "serve", "--port", str(port), "--max-seqs", str(streams)],
-        stderr=subprocess.DEVNULL,
-    )
-    over_http, alone, firsts = [], [], []
+class Served:
+    """One running server."""
+
+    def __init__(self, streams: int, place: str) -> None:
+        self.place, self.port = place, free_port()
+        self.rates: list[float] = []
+        self.firsts: list[float] = []
+        command = [sys.executable, "-m", "legato", "serve", "--port", str(self.port), "--max-seqs", str(streams), place]
+        start = time.perf_counter()
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        self.ready_s = ready_s(self.port, self.process, start)
+
+    def round(self, bodies: list[bytes]) -> None:
+        rate, first = asyncio.run(served(self.port, bodies))
+        self.rates.append(rate)
+        self.firsts.append(first)
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.wait(40)
+
+
+def measure(streams: int, prompt: int, decode: int, rounds: int, places: list[str]) -> list[dict[str, Any]]:
+    """A row for each place of the engine; all of them and the engine alone take turns."""
+    rng, alone = random.Random(1), []
+    servers: list[Served] = []
     try:
-        ready = ready_s(port, server, start)
+        for place in places:
+            servers.append(Served(streams, place))
         with LLM(max_seqs=streams) as llm:
             requests = Requests(llm.parts.vocab_size)
             for _ in range(rounds):
-                bodies = [body_of([rng.randrange(100, 40000) for _ in range(prompt)], decode) for _ in range(streams)]
-                rate, first = asyncio.run(served(port, bodies))
-                over_http.append(rate)
-                firsts.append(first)
+                for server in servers:
+                    prompts = [[rng.randrange(100, 40000) for _ in range(prompt)] for _ in range(streams)]
+                    server.round([body_of(ids, decode) for ids in prompts])
                 done = drive(llm.parts.engine, [requests.make(requests.tokens(prompt), decode) for _ in range(streams)])
                 alone.append(streams * decode / done.seconds)
-        lag = metric(port, "legato_event_loop_lag")
+        lags = [metric(server.port, "legato_event_loop_lag") for server in servers]
     finally:
-        server.terminate()
-        server.wait(40)
-    return {
-        "n": streams,
-        "prompt": prompt,
-        "decode": decode,
-        "ready_s": ready,
-        "served_tok_s": median(over_http),
-        "alone_tok_s": median(alone),
-        "overhead": 1 - median(over_http) / median(alone),
-        "first_s": median(firsts),
-        "lag": lag,
-    }
+        for server in servers:
+            server.end()
+    return [
+        {
+            "engine": server.place.removeprefix("--engine-"),
+            "n": streams,
+            "prompt": prompt,
+            "decode": decode,
+            "ready_s": server.ready_s,
+            "served_tok_s": median(server.rates),
+            "alone_tok_s": median(alone),
+            "overhead": 1 - median(server.rates) / median(alone),
+            "first_s": median(server.firsts),
+            "lag": lag,
+        }
+        for server, lag in zip(servers, lags, strict=True)
+    ]
 
 
 def main() -> None:
@@ -127,15 +150,16 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--decode", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--engine-process", action="store_true", help="measure that too")
     parser.add_argument("--save", type=Path)
     asked = parser.parse_args()
-    row = measure(asked.streams, asked.prompt, asked.decode, asked.rounds)
-    print(json.dumps(row))
+    places = ["--engine-thread"] + ["--engine-process"] * asked.engine_process
+    rows = measure(asked.streams, asked.prompt, asked.decode, asked.rounds, places)
+    for row in rows:
+        print(json.dumps(row))
     if asked.save:
-        print(
-            save_record(asked.save, "served", [Path(sys.argv[0]).name, *sys.argv[1:]], {"rounds": asked.rounds}, [row]),
-            file=sys.stderr,
-        )
+        command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+        print(save_record(asked.save, "served", command, {"rounds": asked.rounds}, rows), file=sys.stderr)
 
 
 if __name__ == "__main__":

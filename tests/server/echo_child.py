@@ -2,7 +2,8 @@
 
 Knows: the child's own entry point. Does not know: the server.
 
-A prompt with one of these letters ends the process in the middle of the step after its third token.
+Where `deadly` is asked for, a prompt with one of the letters below ends the process in the middle of the step after
+its third token.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ KILLED, CRASHED, RAISED, LEFT, STUCK = b"!#$%&"
 
 
 def die(letter: int) -> None:
-    match letter:
-        case 33:
-            os.kill(os.getpid(), signal.SIGKILL)
-        case 35:
-            ctypes.string_at(0)
-        case 36:
-            raise KeyboardInterrupt("secret at 0xdeadbeef")
-        case 37:
-            os._exit(7)
-        case 38:
-            time.sleep(60)
+    if letter == KILLED:
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif letter == CRASHED:
+        ctypes.string_at(0)
+    elif letter == RAISED:
+        raise KeyboardInterrupt("secret at 0xdeadbeef")
+    elif letter == LEFT:
+        os._exit(7)
+    else:
+        time.sleep(60)
 
 
 def main() -> int:
     options = json.loads(sys.argv[1])
+    letters = (KILLED, CRASHED, RAISED, LEFT, STUCK) if options.get("deadly") else ()
 
     engine_loop.MIN_HANG_S = options.get("min_hang_s", engine_loop.MIN_HANG_S)
 
@@ -52,9 +53,9 @@ def main() -> int:
         time.sleep(options.get("pace", 0.0))
         for piece in plan.slices:
             seq = piece.seq
-            found = [token for token in seq.request.prompt_ids if token in (KILLED, CRASHED, RAISED, LEFT, STUCK)]
-            if found and seq.num_output_tokens == 3:
-                die(found[0])
+            deadly = [token for token in seq.request.prompt_ids if token in letters]
+            if deadly and seq.num_output_tokens == 3:
+                die(deadly[0])
 
     def load(config: Config, hear: Hear) -> Assembly:
         for part in range(options.get("parts", 0) + 1):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import socket
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -72,44 +71,6 @@ def test_a_stop_string_never_leaks_and_ends_the_work(paced: Live) -> None:
         whole = paced.post(TEXT, body).json["choices"][0]
         assert whole["text"] == text[: text.index(stop)] and whole["stop_reason"] == stop
         assert shown_text(paced.post(TEXT, body | {"stream": True}).events) == whole["text"]
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_disconnects_at_any_moment_give_everything_back(paced: Live, stream: bool) -> None:
-    """100 of each kind, gone while queued, in the prompt, in the answer, politely or not; neighbours stay exact."""
-    draw, slowest = random.Random(stream), 0.0
-    ids, params = [9, 9, 9], {"max_tokens": 300, "ignore_eos": True, "temperature": 0}
-    text, _, _ = expected(paced, ids, **params)
-    for _ in range(10):
-        neighbour: list[Any] = []
-        asking = threading.Thread(
-            target=lambda found=neighbour: found.append(paced.post(TEXT, {"prompt": ids, **params}))
-        )
-        asking.start()
-        links = []
-        for _ in range(10):
-            prompt = [draw.randrange(256) for _ in range(draw.choice([1, 30, 300]))]
-            body = {
-                "prompt": prompt,
-                "max_tokens": 90,
-                "ignore_eos": True,
-                "stream": stream,
-                "n": draw.choice([1, 1, 3]),
-            }
-            links.append(paced.open(body))
-            time.sleep(draw.random() * 0.01)
-        draw.shuffle(links)
-        for link in links:
-            time.sleep(draw.random() * 0.004)
-            if draw.random() < 0.5:  # a reset instead of a farewell
-                link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            link.close()
-        gone = paced.wait(lambda: paced.server.service.num_in_flight <= 1, 2.0, "aborted requests gone")
-        slowest = max(slowest, gone)
-        asking.join()
-        assert neighbour[0].json["choices"][0]["text"] == text
-    assert slowest < 0.25, slowest
-    paced.wait(paced.idle, 1.0, "pages free")
 
 
 def test_a_reader_that_takes_nothing_is_dropped(alphabet: Path) -> None:

@@ -21,6 +21,9 @@ from legato.server.wire import Frames, FromEngine, ToEngine, WireError
 log = logging.getLogger(__name__)
 
 
+LINGER_S = 1.0
+
+
 class ChildLink(asyncio.Protocol):
     """Starts `command` with the number of its end of the socket as the last argument. Belongs to the event loop.
 
@@ -76,12 +79,12 @@ class ChildLink(asyncio.Protocol):
         process = self._process
         if process is None:
             return ""
-        if process.poll() is None:
-            try:  # one that ends by itself closes its socket a moment before
-                await self._loop.run_in_executor(None, lambda: process.wait(0.2))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                await self._loop.run_in_executor(None, process.wait)
+        try:  # one that ends by itself closes its socket a moment before
+            await self._loop.run_in_executor(None, lambda: process.wait(LINGER_S))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            await self._loop.run_in_executor(None, process.wait)
+            return "it closed its socket and did not end"
         return _ending(process.returncode)
 
     def close(self) -> None:
@@ -89,7 +92,7 @@ class ChildLink(asyncio.Protocol):
         self._end("")
         if self._process is not None:
             try:
-                self._process.wait(1.0)
+                self._process.wait(LINGER_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()

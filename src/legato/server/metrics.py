@@ -105,6 +105,7 @@ def _of_engine(snapshot: Snapshot) -> Iterator[Family]:
     yield _counter("steps_total", "Steps of the engine", total.num_steps)
     yield _counter("step_seconds_total", "Time in steps", total.seconds)
     yield _counter("step_predicted_seconds_total", "Time that the steps were expected to take", total.predicted)
+    yield _counter("step_foreseen_seconds_total", "The same before any step: by the calibration", total.foreseen)
     yield _gauge("step_error_ratio", "|measured - predicted| / predicted of steps, of late", stats.step_error)
     yield _labelled("step_part_seconds_total", "Time in steps, by part", "part", total.laps)
     rows = {"prompt": total.prompt_tokens, "decode": total.decode_tokens, "draft": total.draft_tokens}
