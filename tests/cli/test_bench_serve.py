@@ -181,3 +181,20 @@ def test_a_report_of_several_loads(run: Callable[..., Any], tmp_path: Path) -> N
     page = (tmp_path / "load.html").read_text()
     assert "From 1 at once to 3 at once" in page and "every gap between chunks" in page and "ITL p99 (ms)" in page
     assert "100 a second" in (tmp_path / "alone.html").read_text()
+
+
+def test_joules_and_money_where_they_are_declared(run: Callable[..., Any], alphabet: Path) -> None:
+    with running(FakeServer()) as server:
+        ran = run(*SMALL, "--url", server.url, "--watts", "50", "--price-per-hour", "0.36", "--json")
+        table = run(*SMALL, "--url", server.url, "--watts", "50")
+        plain = run(*SMALL, "--url", server.url, "--json")
+    row = json.loads(ran.out)
+    assert row["energy_source"] == "declared" and row["energy_j"] == pytest.approx(50 * row["seconds"], rel=1e-3)
+    assert row["price_per_million_tokens"] == pytest.approx(1e6 * 0.0001 * row["seconds"] / 24, rel=1e-3)
+    assert "J (declared)" in table.out and "price" not in table.out
+    assert not {"energy_j", "price"} & json.loads(plain.out).keys()
+    offline = run(
+        "bench", "offline", "-m", alphabet, "-n", "2", "--prompt", "8", "--decode", "8", "--watts", "10", "--json"
+    )
+    row = json.loads(offline.out)
+    assert row["energy_j"] == pytest.approx(10 * row["seconds"], rel=1e-3)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from legato.measure.energy import Bill, Meter, Nvml, Rapl, Rates, open_rates
+from legato.measure.energy import Bill, Meter, Nvml, Rapl, Rates, Tab, open_rates
 
 RANGE = 262_143_328_850  # microjoules, as an ordinary server shows
 
@@ -185,3 +186,35 @@ def test_what_one_of_two_does_not_know_their_sum_does_not() -> None:
 def test_nvml_where_there_is_no_driver() -> None:
     found = Nvml.open()
     assert found is None or found.joules() >= 0
+
+
+class Driver:
+    """NVML's own functions, for two devices that have drawn 3 and 5 joules."""
+
+    fails = False
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, device: int, out: Any) -> int:
+        out._obj.value = (3000, 5000)[device]
+        return 999 if self.fails else 0
+
+
+def test_devices_are_added_up() -> None:
+    driver = Driver()
+    found = Nvml(driver, [0, 1])  # type: ignore[arg-type, list-item]
+    assert found.joules() == 8.0
+    driver.fails = True
+    with pytest.raises(OSError, match="error 999"):
+        found.joules()
+
+
+def test_a_run_has_a_bill_by_token() -> None:
+    rates, _ = open_rates(False, 50.0, 3.6)
+    assert Tab(rates).row(10.0, 1000) == {
+        "energy_j": 500.0,
+        "energy_source": "declared",
+        "price": 0.01,
+        "energy_j_per_token": 0.5,
+        "price_per_million_tokens": 10.0,
+    }
+    assert Tab(None).row(10.0, 1000) == {}
+    assert "energy_j_per_token" not in Tab(rates).row(0.0, 0)

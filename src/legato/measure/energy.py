@@ -204,6 +204,29 @@ class Rates:
         return Bill(seconds, watts * seconds, self.meter.source, price)
 
 
+class Tab:
+    """The bill of a whole run that is being measured: open it at its begin, `row` at its end."""
+
+    def __init__(self, rates: Rates | None, clock: Clock = time.perf_counter) -> None:
+        self._rates, self._clock, self._begin = rates, clock, clock()
+        if rates is not None:
+            rates.mark()
+
+    def row(self, seconds: float, tokens: int) -> dict[str, Any]:
+        """Fields for a result's row: of `seconds` in which `tokens` were written; nothing where nobody asked."""
+        if self._rates is None:
+            return {}
+        self._rates.mark()
+        bill = self._rates.bill(seconds, self._begin, self._clock())
+        shown = bill.as_json()
+        del shown["machine_ms"]  # the row says how long it took
+        if tokens and bill.energy_j is not None:
+            shown["energy_j_per_token"] = float(f"{bill.energy_j / tokens:.6g}")
+        if tokens and bill.price is not None:
+            shown["price_per_million_tokens"] = float(f"{1e6 * bill.price / tokens:.6g}")
+        return shown
+
+
 def open_rates(
     energy: bool,
     watts: float | None,

@@ -48,6 +48,18 @@ def described(settings: Mapping[str, Any]) -> str:
     return f"{model[1]}, {', '.join(f'{name} {value}' for name, value in others)}"
 
 
+def billed(row: Mapping[str, Any]) -> str:
+    """A row's joules and money for a person; "" where it has none."""
+    words = []
+    if "energy_j" in row:
+        each = f", {row['energy_j_per_token']:.3g} J a token" if "energy_j_per_token" in row else ""
+        words.append(f"{row['energy_j']:.4g} J ({row['energy_source']}){each}")
+    if "price" in row:
+        each = f", {row['price_per_million_tokens']:.3g} a million tokens" if "price_per_million_tokens" in row else ""
+        words.append(f"price {row['price']:.3g}{each}")
+    return "; ".join(words)
+
+
 def rounded(values: Mapping[str, Any]) -> dict[str, Any]:
     """Five significant digits, all the way down."""
     return {name: _rounded(value) for name, value in values.items()}

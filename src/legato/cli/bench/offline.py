@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from legato.cli.bench.common import receipt, rounded
-from legato.cli.options import bench_options, config_of, json_option, save_option
+from legato.cli.bench.common import billed, receipt, rounded
+from legato.cli.options import bench_options, bill_options, config_of, json_option, save_option
 from legato.cli.terminal import Terminal
 
 OFFLINE_ITL_MS = 60_000.0  # nobody reads along: whole steps
@@ -20,6 +20,7 @@ OFFLINE_ITL_MS = 60_000.0  # nobody reads along: whole steps
 
 @click.command("offline")
 @bench_options
+@bill_options
 @click.option("-n", "--requests", type=click.IntRange(1, 4096), default=32, show_default=True, metavar="N")
 @click.option("--prompt", type=click.IntRange(1), default=512, show_default=True, metavar="N", help="tokens of its own")
 @click.option(
@@ -45,6 +46,7 @@ def command(
     from legato.bench.offline import bench_offline
     from legato.cli.loading import open_llm
     from legato.cli.saving import save_rows
+    from legato.measure.energy import Tab
 
     config = config_of(options)
     if config.sources["max_seqs"] == "default":
@@ -53,9 +55,10 @@ def command(
         config = replace(config, itl_slo_ms=OFFLINE_ITL_MS)
     terminal = Terminal(config.color)
     with open_llm(config, terminal, capacity=True) as llm, terminal.bar() as bar:
+        tab = Tab(llm.rates)
         done = bench_offline(llm, requests, prompt, decode, shared_prefix, bar, static)
         settings = receipt(llm)
-    shown = rounded(asdict(done))
+        shown = rounded(asdict(done) | tab.row(done.seconds, requests * decode))
     save_rows(save, "offline", settings, [shown], terminal)
     if as_json:
         terminal.json(shown)
@@ -64,3 +67,5 @@ def command(
         f"{done.out_tok_s:.1f} output tok/s: {done.seconds:.2f} s, of it {done.prefill_s:.2f} s in steps with prompts, "
         f"{done.decode_s:.2f} s in pure decode steps\n"
     )
+    if line := billed(shown):
+        terminal.answer(f"{line}\n")

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from legato.cli.bench.common import positive_numbers, rounded, whole_numbers
-from legato.cli.options import bench_options, config_of, json_option, report_option, save_option
+from legato.cli.bench.common import billed, positive_numbers, rounded, whole_numbers
+from legato.cli.options import bench_options, bill_options, config_of, json_option, report_option, save_option
 from legato.cli.terminal import Terminal
 from legato.errors import LegatoError, UsageError
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from legato.bench.serve import Level, Load, Served, Target
     from legato.bench.serve_metrics import Limits
     from legato.cli.saving import Kept
+    from legato.measure.energy import Rates
 
 LATE_MS = 5.0  # less is nothing beside the pace of tokens
 _SERVED = ("context", "backend", "threads", "isa", "weights", "kv", "kv_memory", "cache_dir")
@@ -46,6 +47,15 @@ class Asked:
     seed: int
     timeout_s: float
     api_key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """Where rows go."""
+
+    terminal: Terminal
+    kept: Kept
+    as_json: bool
 
 
 @click.command("serve")
@@ -71,13 +81,16 @@ class Asked:
     help="a server that says nothing at all for so long is given up",
 )  # fmt: skip
 @bench_options
+@bill_options
 @save_option
 @report_option
 @json_option
 def command(save: Path | None, report: Path | None, as_json: bool, **options: Any) -> int:
     """Load on a server: TTFT, ITL, TPOT, throughput, goodput. -m is the name that the server at --url knows."""
+    from legato.bench.link import Origin
     from legato.bench.own_server import own_server
     from legato.cli.saving import keeping
+    from legato.measure.energy import open_rates
 
     url, given = options.pop("url"), {name: options.get(name) for name in ("model", *_SERVED)}
     config = config_of(options)
@@ -86,7 +99,13 @@ def command(save: Path | None, report: Path | None, as_json: bool, **options: An
     served = _server_options(given, asked) if url is None else _no_server_options(given)
     with keeping("serve", save, report, terminal) as kept:
         with own_server(served) if url is None else nullcontext(url) as where:
-            stopped = _with_uvloop(_measure(where, None if url is None else model, asked, terminal, kept, as_json))
+            rates, notes = open_rates(
+                config.energy, config.watts, config.price_per_hour, gpu=True, counters=Origin.of(where).local
+            )
+            for note in notes:
+                terminal.note(note)
+            known = None if url is None else model
+            stopped = _with_uvloop(_measure(where, known, asked, rates, Screen(terminal, kept, as_json)))
         kept.partial = stopped
     if stopped is None:
         return 0
@@ -140,29 +159,30 @@ def _with_uvloop(main: Coroutine[Any, Any, str | None]) -> str | None:
         return runner.run(main)
 
 
-async def _measure(
-    url: str, model: str | None, asked: Asked, terminal: Terminal, kept: Kept, as_json: bool
-) -> str | None:
+async def _measure(url: str, model: str | None, asked: Asked, rates: Rates | None, screen: Screen) -> str | None:
     """A row a level; returns why there are not more, None when all are there."""
     from legato.bench import serve
     from legato.bench.link import Client, Origin
+    from legato.measure.energy import Tab
 
+    terminal = screen.terminal
     client = Client(Origin.of(url), asked.api_key)
     try:
         with terminal.bar() as bar:
             target = await _target(client, model, asked, terminal)
             sets = await _prompts(client, target, asked, bar)
-            kept.settings |= _settings(url, target, asked, sets)
+            screen.kept.settings |= _settings(url, target, asked, sets)
             for note in _notes(target, sets):
                 terminal.note(note)
             for level, prompts in zip(asked.levels, sets, strict=True):
                 load = serve.Load(client, target, prompts, asked.decode, level, asked.timeout_s)
+                tab = Tab(rates)
                 with _ctrl_c(load):
                     served = await load.run(asked.limits, asked.seed, bar, _label(level, len(prompts)))
-                _show(served, kept, terminal, as_json)
+                _show(served, tab.row(served.result.seconds, served.result.output_tokens), screen)
                 if served.result.stopped is not None:
                     return served.result.stopped
-            if not as_json:
+            if not screen.as_json:
                 _legend(terminal, asked)
     finally:
         client.close()
@@ -253,16 +273,16 @@ def _label(level: Level, count: int) -> str:
     return f"{count} requests, {load}"
 
 
-def _show(served: Served, kept: Kept, terminal: Terminal, as_json: bool) -> None:
-    shown = rounded(served.as_json())
-    kept.rows.append(shown)
-    if as_json:
-        terminal.json(shown)
+def _show(served: Served, bill: dict[str, Any], screen: Screen) -> None:
+    shown = rounded(served.as_json() | bill)
+    screen.kept.rows.append(shown)
+    if screen.as_json:
+        screen.terminal.json(shown)
     else:
-        for line in table(served):
-            terminal.answer(line + "\n")
+        for line in [*table(served), *([f"  {billed(bill)}"] if bill else [])]:
+            screen.terminal.answer(line + "\n")
     for note in remarks(served):
-        terminal.note(note)
+        screen.terminal.note(note)
 
 
 def table(served: Served) -> list[str]:
