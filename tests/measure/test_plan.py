@@ -225,6 +225,15 @@ def test_a_calibration_that_cannot_be_used_is_named(tmp_path: Path, change: dict
         plan("smollm2-135m", machine="this", cache_dir=tmp_path)
 
 
+def test_a_context_of_millions_is_planned_at_once() -> None:
+    from legato.measure.config_shape import describe_config
+    from legato.measure.plan import Setting, make_plan
+
+    config = dict(next(p for p in PRESETS if p.name == "llama-3.2-1b").config) | {"max_position_embeddings": 10**8}
+    made = make_plan("x", describe_config("x", config), find_device("h200").machine(), Setting(10**8, 10), "data sheet")
+    assert made.limits["ttft"].what == "attention's arithmetic" and made.ttft_ms.mid > 1e9
+
+
 def test_memory_that_is_not_known_is_not_made_up() -> None:
     from legato.measure.plan import Setting, make_plan
     from legato.planner import describe

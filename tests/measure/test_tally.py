@@ -71,6 +71,15 @@ def test_the_two_experiments_part_as_the_sums_say() -> None:
     assert growth == pytest.approx([2.0, 4.0], rel=0.25)
 
 
+@pytest.mark.parametrize("right", [0.55, 0.65, 0.72])
+def test_five_drafted_tokens_verified_at_once_give_two_to_three_times(right: float) -> None:
+    """Six rows read what one row reads; with each guess right so often they give (1 - right^6) / (1 - right) tokens."""
+    one, six = (step_tally(SMOLLM2, BITS, "int8", 1000, rows, rows) for rows in (1, 6))
+    tokens = (1 - right**6) / (1 - right)
+    assert 2.0 < tokens * (one.weight_bytes + one.kv_read_bytes) / (six.weight_bytes + six.kv_read_bytes) < 3.1
+    assert six.weight_bytes < 1.001 * one.weight_bytes
+
+
 @settings(derandomize=True, max_examples=40, deadline=None)
 @given(
     st.integers(1, 40),

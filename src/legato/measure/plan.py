@@ -31,6 +31,7 @@ KV_FORMATS = ("f32", "bf16", "f16", "fp8", "int8", "int4")
 DEPTHS = (0, 512, 2048, 8000)  # those of `legato bench decode`
 MOST_USERS = 1_000_000
 MOST_CONTEXT = 100_000_000
+MOST_STEPS = 4096  # of a prompt, one by one; longer ones are looked at in larger steps
 BESIDE_STREAMS = 4 / 3
 GIB = 2**30
 
@@ -213,7 +214,7 @@ class _Planner:
 
     def ttft(self) -> tuple[StepTime, Span]:
         total, spans = StepTime(), []
-        for piece in chunks(0, self.prompt, self.setting.chunk):
+        for piece in chunks(0, self.prompt, max(self.setting.chunk, self.prompt // MOST_STEPS)):
             time, span = self._step([(piece, 1)])
             total += time
             spans.append(span)
