@@ -81,7 +81,7 @@ class Assembly:
 
     def naive_engine(self) -> Engine:
         """A second engine on the same model and pages, without cache. Only one of the two may have work at a time."""
-        expected = _expected(self.spec, self.backend, self.kv_format)
+        expected = _expected(self.config, self.blueprint, self.backend, self.executor, self.kv_format)
         return _engine(
             self.config, self.runner, self.kv_plan, self.vocab_size, self.tokenizer, expected, use_cache=False
         )
@@ -139,7 +139,7 @@ def assemble(config: Config, fetching: Report, loading: Report) -> Assembly:
             kv_plan,
             vocab_size,
             tokenizer,
-            _expected(spec, backend, kv_format),
+            _expected(config, blueprint, backend, executor, kv_format),
             use_cache=not config.naive,
         ),
         kv_format=kv_format,
@@ -180,10 +180,14 @@ def _engine(
     )
 
 
-def _expected(spec: ArchSpec, backend: Backend, kv_format: KvFormat) -> StepCost:
-    """What steps may cost, until some have been measured."""
-    bits = dict.fromkeys(cost.Role, 32.0 if backend.name == "reference" else 5.0)
-    return StepCost.expected(spec, cost.weight_read_bytes(spec, bits), kv_format)
+def _expected(
+    config: Config, blueprint: Blueprint, backend: Backend, executor: Executor, kv_format: KvFormat
+) -> StepCost:
+    """What steps may cost, until some have been measured: as calibrated, or as on an ordinary machine."""
+    bits = step_bits(config, blueprint, backend)
+    found = read_machine(config.cache_dir, executor.isa, executor.threads).machine
+    machine = found if found is not None and found.products else None
+    return StepCost.expected(blueprint.spec, bits, str(kv_format), machine, cores=executor.threads)
 
 
 def open_source(config: Config, fetching: Report) -> ModelSource:

@@ -159,7 +159,9 @@ class Engine:
             self.scheduler.offer(self._propose())
             lap("propose")
             lap.count(plan, results)
-            lap.record.predicted = self.model.seconds(Load.of_record(lap.record)) if plan else 0.0
+            load = Load.of_record(lap.record)
+            lap.record.predicted = self.model.seconds(load) if plan else 0.0
+            lap.record.foreseen = self.model.foreseen(load) if plan else 0.0
         self._shares.tell(lap.record, plan, results, self.model.costs)
         self._learn(lap.record)
         self._settle(events)

@@ -34,7 +34,8 @@ class StepRecord:
     kv_tokens      keys and values read, a sequence's counted once: sum over slices of their end
     visited        positions that all rows looked at: sum over rows of position + 1
     output_tokens  tokens that came of it
-    predicted      seconds that it was expected to take
+    predicted      seconds that it was expected to take, by what earlier steps had taught
+    foreseen       the same before any step was taken: by the machine's calibration, if it has one
     device         of its seconds, the device's own; attention: of those, looking back. 0 where nobody tells
     """
 
@@ -51,6 +52,7 @@ class StepRecord:
     visited: int = 0
     output_tokens: int = 0
     predicted: float = 0.0
+    foreseen: float = 0.0
     device: float = 0.0
     attention: float = 0.0
     laps: dict[str, float] = field(default_factory=dict)
@@ -76,6 +78,7 @@ class StepRecord:
         self.visited += other.visited
         self.output_tokens += other.output_tokens
         self.predicted += other.predicted
+        self.foreseen += other.foreseen
         self.device += other.device
         self.attention += other.attention
         for name, seconds in other.laps.items():

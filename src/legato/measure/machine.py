@@ -147,6 +147,21 @@ class Machine:
             sheet=sheet,
         )  # fmt: skip
 
+    @classmethod
+    def ordinary(cls, cores: int = 1) -> Machine:
+        """What so many ordinary cores do, reading and multiplying together, not at their peaks."""
+        return cls.from_sheet(
+            f"{cores} ordinary cores",
+            memory_gb_s=8.0 * min(cores, 2),
+            tops={9.0: 0.4 * cores, 32.0: 0.2 * cores},
+            memory_bytes=total_memory() or 2**33,
+            read=1.0,
+            compute=1.0,
+            attention=1.0,
+            layer_us=0.0,
+            spread=(0.3, 3.0),
+        )
+
 
 def cache_bytes(index: Path = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")) -> int:
     """The last cache before memory, in bytes; 32 MiB where the system does not say."""

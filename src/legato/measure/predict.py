@@ -25,6 +25,7 @@ from legato.measure.machine import Machine, ProductRate
 from legato.measure.step_time import DENSE, StepCost
 
 FEW_ROWS = 8  # a sequence with more rows than this in a step is read as a prompt is: `AttentionRate.prompt_pair`
+LEAST_S = 1e-12  # of a cost: none may be nothing
 CHUNK = 512  # rows of a prompt that a step carries, unless told otherwise (the setting max_step_tokens)
 
 
@@ -179,26 +180,26 @@ class Predictor:
         return seconds_of(step_work(self.spec, self.bits, self.kv_format, pieces), self.machine)
 
     def step_cost(self) -> StepCost:
-        """The same in the six costs that the scheduler's model starts from."""
-        tiny = 1e-9
-        few, many = DENSE, 16 * DENSE
-        one = self.step([(Piece(0, 1), 1)]).seconds
-        some = self.step([(Piece(0, 1, 0), few)]).seconds
-        bare = self.step([(Piece(0, 1, 0), 1)]).seconds
-        dense = self.step([(Piece(0, 1, 0), many)]).seconds
-        row = max(tiny, (some - bare) / (few - 1))
-        deep = self.step([(Piece(4095, 1), 1)]).seconds
-        start, end = (self.step([(Piece(at, 256, 0), 1)]) for at in (0, 4096 - 256))
-        kv = max(tiny, (deep - one) / 4095)
-        visits = 256 * (4096 - 256)
-        return StepCost(
-            step=max(tiny, bare - row),
-            row=row,
-            dense_row=max(tiny, (dense - some) / (many - few) - row),
-            kv_token=kv,
-            visit=max(tiny * 1e-3, (end.seconds - start.seconds - (4096 - 256) * kv) / visits),
-            logit_row=max(tiny, one - bare),
-        )
+        """The same in the six costs that the scheduler's model starts from; straight lines where this bends."""
+        few, many, deep = DENSE, 16 * DENSE, 4096
+        bare, some, dense = (self._seconds(Piece(0, rows, 0)) for rows in (1, few, many))
+        logits, more = (self.step([(Piece(0, 1), streams)]).seconds for streams in (1, few))
+        row = (some - bare) / (few - 1)
+        logit_row = (more - logits) / (few - 1) - row
+        visit = (self._seconds(Piece(deep - many, many, 0)) - dense) / (many * (deep - many))
+        looked = (self._seconds(Piece(deep - 1, 1, 0)) - bare) / (deep - 1)
+        costs = {
+            "logit_row": logit_row,
+            "row": row,
+            "dense_row": (dense - some) / (many - few) - row,
+            "visit": visit,
+            "kv_token": looked - visit,
+            "step": logits - row - logit_row,
+        }
+        return StepCost(**{name: max(LEAST_S, seconds) for name, seconds in costs.items()})
+
+    def _seconds(self, piece: Piece) -> float:
+        return self.step([(piece, 1)]).seconds
 
 
 def chunks(start: int, end: int, most: int) -> Iterator[Piece]:

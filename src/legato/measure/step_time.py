@@ -19,14 +19,16 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from legato.core.plan import Plan, Slice
 from legato.core.spec import ArchSpec
 from legato.errors import UsageError
-from legato.measure import cost
+from legato.measure.cost import Role
 from legato.measure.ledger import StepRecord
+from legato.measure.machine import Machine
 
 DENSE = 16  # rows from which on arithmetic, not reading weights, sets the pace
 FORGET = 0.98  # of what earlier steps of the same kind weigh, each step
@@ -38,9 +40,6 @@ WINDOW = 128  # steps of a kind that the band is taken from
 UNSURE = 1.2  # the least band until FEW steps of a kind were seen
 FEW = 16
 WIDEST = 1.5  # a machine that stands still now and then does so in short steps too
-
-# What an ordinary core does, for the first steps: read and multiply together, not at their peaks.
-_READ_BYTES_S, _INT8_OPS_S, _FLOAT_OPS_S, _HOST_S = 8e9, 0.4e12, 0.2e12, 2e-4
 
 
 @dataclass(slots=True)
@@ -112,17 +111,15 @@ class StepCost:
                 raise UsageError(f"step cost {f.name}={value!r} is not allowed: give seconds, more than 0")
 
     @classmethod
-    def expected(cls, spec: ArchSpec, weight_bytes: int, kv_format: str, cores: int = 1) -> StepCost:
-        """Of a model on an ordinary machine, before anything was measured; right within a few times."""
-        row_ops = cost.linear_flops(spec, 1, 0) / (_INT8_OPS_S * cores)
-        return cls(
-            step=weight_bytes / _READ_BYTES_S / min(cores, 2) + _HOST_S,
-            row=0.1 * row_ops + 1e-6,
-            dense_row=0.9 * row_ops + 1e-6,
-            kv_token=cost.kv_bytes_per_token(spec, kv_format) / _READ_BYTES_S / min(cores, 2) + 1e-9,
-            visit=cost.attention_flops(spec, 0, 1) / (_FLOAT_OPS_S * cores) + 1e-9,
-            logit_row=cost.linear_flops(spec, 0, 1) / (_INT8_OPS_S * cores) + 1e-6,
-        )
+    def expected(
+        cls, spec: ArchSpec, bits: Mapping[Role, float], kv_format: str, machine: Machine | None = None, cores: int = 1
+    ) -> StepCost:
+        """Of a model with so many bits a weight, by role: on this machine as calibrated, or else on an ordinary one of
+        so many cores, which is right within a few times.
+        """
+        from legato.measure.predict import Predictor  # only here: it reads this module
+
+        return Predictor(spec, bits, kv_format, machine or Machine.ordinary(cores)).step_cost()
 
 
 class Prediction(NamedTuple):
@@ -199,6 +196,12 @@ class StepTimeModel:
             p[0] * w[0] + p[1] * w[1] * rows + p[2] * w[2] * dense + p[3] * w[3] * load.kv_tokens
             + p[4] * w[4] * load.visited + p[5] * w[5] * load.logit_rows
         )  # fmt: skip
+
+    def foreseen(self, load: Load) -> float:
+        """The same by the costs it started from, before any step was taken."""
+        p, rows = self._prior, load.rows
+        dense = rows - DENSE if rows > DENSE else 0
+        return p[0] + p[1] * rows + p[2] * dense + p[3] * load.kv_tokens + p[4] * load.visited + p[5] * load.logit_rows
 
     def read_seconds(self, tokens: int) -> float:
         """The part of a step's time that reads keys and values of so many tokens."""
