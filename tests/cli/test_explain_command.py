@@ -7,9 +7,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import Ran
 
 from legato import LLM, SamplingParams
 from legato.completion import Completion
@@ -18,13 +18,14 @@ from legato.errors import UsageError
 from legato.kernels.cpu import load_library
 from legato.weights.catalog import BUILT_INS, cached
 
+Run = Callable[..., Any]
 STORY = "The lighthouse keeper climbed the stairs every evening at six, carrying a can of oil and a clean cloth. "
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_a_waterfall_and_advice_are_printed(run: Callable[..., Ran], alphabet: Path) -> None:
+def test_a_waterfall_and_advice_are_printed(run: Run, alphabet: Path) -> None:
     done = run("explain", "abcdefgh" * 8, "-m", alphabet, "--max-tokens", "20", "--ignore-eos")
     assert done.code == 0, done.err
     first, *lines = done.out.splitlines()
@@ -34,7 +35,7 @@ def test_a_waterfall_and_advice_are_printed(run: Callable[..., Ran], alphabet: P
     assert "legato calibrate" in done.out and "\x1b" not in done.out
 
 
-def test_the_json_is_one_object(run: Callable[..., Ran], alphabet: Path) -> None:
+def test_the_json_is_one_object(run: Run, alphabet: Path) -> None:
     done = run("explain", "abc", "-m", alphabet, "--max-tokens", "6", "--ignore-eos", "--json")
     assert done.code == 0, done.err
     told = json.loads(done.out)
@@ -43,11 +44,11 @@ def test_the_json_is_one_object(run: Callable[..., Ran], alphabet: Path) -> None
     assert sum(part["ms"] for part in told["summary"]["parts"]) == pytest.approx(told["summary"]["total_ms"], abs=1e-3)
 
 
-def test_the_prompt_may_come_from_standard_input(run: Callable[..., Ran], alphabet: Path) -> None:
+def test_the_prompt_may_come_from_standard_input(run: Run, alphabet: Path) -> None:
     assert run("explain", "-", "-m", alphabet, "--max-tokens", "2", "--json", stdin=b"hello\n").code == 0
 
 
-def test_a_report_and_a_record_are_written(run: Callable[..., Ran], alphabet: Path, tmp_path: Path) -> None:
+def test_a_report_and_a_record_are_written(run: Run, alphabet: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page = tmp_path / "told.html"
     done = run(
@@ -71,18 +72,14 @@ def test_a_report_and_a_record_are_written(run: Callable[..., Ran], alphabet: Pa
         (["explain", "a", "--max-tokens", "0"], "max_tokens"),
     ],
 )
-def test_wrong_use_is_one_line(
-    run: Callable[..., Ran], alphabet: Path, tmp_path: Path, arguments: list[str], words: str
-) -> None:
+def test_wrong_use_is_one_line(run: Run, alphabet: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
     done = run(*[a.replace("{here}", str(tmp_path)) for a in arguments], "-m", alphabet)
     assert done.code == 2 and done.out == ""
     assert words in done.err and len([line for line in done.err.splitlines() if line.startswith("error:")]) == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_report_into_a_folder_that_forbids_it_is_refused(
-    run: Callable[..., Ran], alphabet: Path, tmp_path: Path
-) -> None:
+def test_a_report_into_a_folder_that_forbids_it_is_refused(run: Run, alphabet: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     done = run("explain", "a", "-m", alphabet, "--report", tmp_path / "a.html")
     tmp_path.chmod(0o700)
