@@ -28,7 +28,8 @@ def page(record: Record) -> Page:
     plan = record.settings["plan"]
     rows = [_flat(row) for row in sorted(record.rows, key=lambda row: row["users"])]
     notes = (plan["why_output_costs_more"], *plan["notes"], _source(plan))
-    where = f"{plan['model']} on {plan['machine']}"
+    model = "/".join(plan["model"].split("/")[-2:])  # of a long path its end
+    where = f"{model} on {plan['machine']}"
     plots = (_pace(plan, where), _throughput(rows, where), _memory(plan, where))
     return Page(f"Plan: {where}", _finding(plan), plots, Table(COLUMNS, rows), notes)
 
