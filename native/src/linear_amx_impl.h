@@ -97,7 +97,7 @@ inline LG_INLINE void put_row(const QGroup& row, int r, RowGroup& to) {
   to.s[r] = row.s;
 }
 
-// Up to 16 rows in tiles' order; the rows that are missing are zeros.
+// Up to 16 rows in tiles' order; missing rows are zeros, since Q6_K follows what they point to.
 template <int KIND>
 void gather_rows(const uint8_t* act, int64_t act_stride, int rows, int64_t groups, RowGroup* to) {
   if (rows < kTileRows) std::memset(static_cast<void*>(to), 0, static_cast<size_t>(groups) * sizeof(RowGroup));

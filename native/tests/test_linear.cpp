@@ -427,7 +427,7 @@ void check_same_bits(const Kernels& k, const World& world, const Acts& acts, con
 void check_linear(const Kernels& k, bool quick) {
   Random rng(7);
   const std::vector<int> all_counts = {1, 2, 3, 4, 5, 7, 8, 16, 33, 64, 200}, few_counts = {1, 3, 6, 13, 26};
-  const bool slow = quick || std::strcmp(k.name, "portable") == 0;
+  const bool slow = quick || std::strcmp(k.name, "portable") == 0 || std::strcmp(k.name, "emulated amx") == 0;
   for (int kind = 0; kind < W_KINDS; ++kind) {
     std::vector<int> widths =
         kUnit[kind] == 256 ? std::vector<int>{256, 768, 1536, 2048} : std::vector<int>{32, 96, 576, 1536, 2048};
