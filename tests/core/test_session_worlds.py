@@ -8,53 +8,18 @@ from __future__ import annotations
 
 import itertools
 import random
-import threading
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
+from echo_sessions import echo_sessions
 from page_echo import PageEcho, plain_answer
 
 from legato.core.request import Request, SamplingParams
 from legato.engine import Engine
 from legato.errors import SessionError, UsageError
-from legato.runtime.session_file import Disk, Fingerprint
-from legato.runtime.session_folder import SessionFolder
-from legato.sessions import Here, Sessions
 
 VOCAB = 50
 WORLDS = 60
-
-
-class EchoPages:
-    """What sessions use of an executor, over a page-echo model's slots."""
-
-    def __init__(self, echo: PageEcho) -> None:
-        self.echo = echo
-
-    def views(self) -> list[np.ndarray]:
-        size = self.echo.page_size
-        return [np.frombuffer(a, np.uint64).reshape(-1, size) for a in (self.echo.ids, self.echo.chain)]
-
-    def read_pages(self, page_ids: Sequence[int]) -> np.ndarray:
-        ids = np.asarray(page_ids, np.int64)
-        return np.concatenate([view[ids] for view in self.views()], axis=1).view(np.uint8)
-
-    def write_pages(self, page_ids: Sequence[int], data: np.ndarray) -> None:
-        ids, numbers, size = np.asarray(page_ids, np.int64), data.view(np.uint64), self.echo.page_size
-        for i, view in enumerate(self.views()):
-            view[ids] = numbers[:, i * size : (i + 1) * size]
-
-
-class Unsynced(Disk):
-    """No power is cut in these worlds."""
-
-    def sync(self, handle: int) -> None:
-        pass
-
-    def sync_folder(self, path: Path) -> None:
-        pass
 
 
 class Process:
@@ -66,9 +31,7 @@ class Process:
             self.runner, num_pages=num_pages, page_size=page_size, max_tokens=16, max_seqs=4, context_length=200,
             vocab_size=VOCAB,
         )  # fmt: skip
-        print_ = Fingerprint("echo", "s", "auto", kv, "none", page_size, 16 * page_size, 1, "0")
-        here = Here("echo", self.engine.scheduler.cache, EchoPages(self.runner), lambda: print_)  # type: ignore[arg-type]
-        self.sessions = Sessions(SessionFolder(folder, 1 << 30, Unsynced()), here, threading.RLock())
+        self.sessions = echo_sessions(folder, self.runner, self.engine.scheduler.cache, kv)
         self.count = 0
 
     def answer(self, ids: list[int], salt: str, max_tokens: int) -> list[int]:

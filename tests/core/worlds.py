@@ -8,9 +8,13 @@ accounted for after every step and every sequence finishes exactly once.
 
 from __future__ import annotations
 
+import itertools
 import random
+import tempfile
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from desk import Rows
 from page_echo import PageEcho, plain_answer
@@ -22,6 +26,9 @@ from legato.core.sequence import FinishReason, Sequence
 from legato.engine import Engine
 from legato.errors import CapacityError, OverloadedError
 from legato.measure.step_time import StepCost
+
+if TYPE_CHECKING:
+    from legato.sessions import Sessions
 
 MAX_STEPS = 20_000
 
@@ -86,7 +93,10 @@ class World:
         self.disturbed: set[tuple[str, int]] = set()
         self.answers: dict[tuple[str, int], tuple[list[int], FinishReason, list[TokenLogprobs]]] = {}
         self.runner.during, self.runner.spoil = self.during, self.spoil
-        self.num_raised = self.num_refused = 0
+        self.num_raised = self.num_refused = self.num_loaded = self.num_forked = 0
+        self.save_rate = rng.choice([0.0] * 6 + [0.1, 0.3]) if self.use_cache else 0.0
+        self.saved: dict[str, tuple[list[int], str]] = {}
+        self.names = map("s{}".format, itertools.count())
 
     # -- what chance decides --------------------------------------------------------------------------------------
 
@@ -150,6 +160,32 @@ class World:
         if rng.random() < 0.5:
             family = family[: rng.randint(0, len(family))]
         return family + self.some_ids(rng.randint(0, 6))
+
+    def use_sessions(self, sessions: Sessions) -> None:
+        """Between two steps a finished answer is saved; or a saved one is copied, deleted, or taken up again."""
+        rng = self.rng
+        action = rng.choice(["save", "save", "restore", "restore", "restore", "fork", "delete"])
+        ended = [key for key, told in self.told.items() if told.finish and told.token_ids]
+        if action == "save" and ended:
+            request_id, index = rng.choice(ended)
+            request, name = self.requests[request_id], next(self.names)
+            self.saved[name] = [*request.prompt_ids, *self.told[request_id, index].token_ids], request.salt
+            sessions.save(name, self.saved[name][0], salt=request.salt)
+        elif action != "save" and self.saved:
+            name = rng.choice(sorted(self.saved))
+            if action == "restore":
+                restored = sessions.restore(name)
+                assert (restored.token_ids, restored.salt) == self.saved[name]
+                self.num_loaded += restored.loaded_tokens > 0
+            elif action == "fork":
+                copy = next(self.names)
+                sessions.fork(name, copy)
+                self.saved[copy] = self.saved[name]
+                self.num_forked += 1
+            else:
+                sessions.delete(name)
+                del self.saved[name]
+        self.engine.scheduler.check()
 
     # -- what must be so ------------------------------------------------------------------------------------------
 
@@ -248,12 +284,24 @@ class World:
                 assert told.prompt_logprobs == prompt
 
     def run(self) -> None:
+        if not self.save_rate:
+            return self.go()
+        from echo_sessions import echo_sessions  # it needs arrays and files, which most worlds do without
+
+        with tempfile.TemporaryDirectory() as folder:
+            sessions = echo_sessions(Path(folder), self.runner, self.engine.scheduler.cache)
+            self.go(sessions)
+            sessions.close()
+
+    def go(self, sessions: Sessions | None = None) -> None:
         rng = self.rng
         for _ in range(MAX_STEPS):
             while self.to_come and rng.random() < self.rush:
                 self.add_one()
             if rng.random() < self.abort_rate / 2:
                 self.abort_one()
+            if sessions is not None and rng.random() < self.save_rate:
+                self.use_sessions(sessions)
             if not self.engine.has_work and not self.to_come:
                 break
             late = self.next_deadline()
