@@ -92,6 +92,20 @@ def test_figures_cross(far: Apart, letters: Live) -> None:
     far.live.wait(lambda: far.live.stats()["wall"] is not None, 5, "the wall is measured in the child")
 
 
+def shape(value: Any) -> Any:
+    """What there is, without figures and words."""
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in value.items()}
+    return [shape(value[0])] if isinstance(value, list) and value else None
+
+
+def test_explanations_cross(far: Apart, letters: Live) -> None:
+    """What an answer is explained by is told by the engine, with its end."""
+    body = {"prompt": "abc", "max_tokens": 9, "temperature": 0, "include": ["explain"]}
+    there, here = far.live.post(TEXT, body).json["explain"], letters.post(TEXT, body).json["explain"]
+    assert there["summary"] and there.keys() == here.keys() and shape(there["summary"]) == shape(here["summary"])
+
+
 def test_answers_of_the_page_echo_model_are_exact(echo_far: Apart, alphabet: Path) -> None:
     tokenizer = tokenizer_of(alphabet)
     for seed in range(6):

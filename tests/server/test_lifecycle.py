@@ -156,6 +156,25 @@ def test_an_engines_process_ends_with_its_server(program: Any, stopped: bool) ->
         live.wait(lambda: gone(pid), 1, "the engine's process is gone")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_an_engine_that_ends_again_and_again_is_given_up(program: Any) -> None:
+    """Killed six times within a minute, whatever it was doing: the server says why, and leaves with an exit code."""
+    running = program("--port", "0", "--engine-process", "--log-format", "text")
+    running.ready()
+    killed: set[int] = set()
+    end = time.monotonic() + 60
+    while running.process.poll() is None:
+        assert time.monotonic() < end, running.said
+        for pid in set(running.children("engine_child")) - killed:
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+        time.sleep(0.02)
+    assert running.end() == 1 and len(killed) == 6
+    assert "ended 6 times within 60 s" in running.said[-1] and "SIGKILL" in running.said[-1]
+    assert sum("it is started again" in line for line in running.said) == 5
+
+
 def gone(pid: int) -> bool:
     """Ended, even if nobody has asked for its exit code yet."""
     try:

@@ -25,6 +25,7 @@ from pathlib import Path
 from legato import __version__
 from legato.assemble import open_source, open_tokenizer
 from legato.config import Config
+from legato.core.events import Event
 from legato.core.request import Request, SamplingParams
 from legato.core.sequence import FinishReason
 from legato.errors import EngineAwayError, EngineError, LegatoError, RequestError
@@ -121,6 +122,8 @@ class EngineProcess:
         self._receiver = receiver
         words: asyncio.Future[ModelSource] = self._loop.create_future()
         self._tasks = [self._loop.create_task(self._live(words)), self._loop.create_task(self._look())]
+        for task in self._tasks:
+            task.add_done_callback(self._over)
         source = await self._loop.run_in_executor(None, self._open)
         words.set_result(source)
         self._words = await self._loop.run_in_executor(None, _words_of, source)
@@ -237,13 +240,23 @@ class EngineProcess:
             log.error("the engine's process has ended (%s); it is started again", why)
             return False
         text = f"the engine's process ended {len(self._ends)} times within {self._watch.window_s:g} s, at last by {why}"
-        error = EngineError(text + "; see the lines before, and start the server again")
-        self.lost.set_result(error)
+        self._give_up(EngineError(text + "; see the lines before, and start the server again"))
+        return True
+
+    def _give_up(self, error: LegatoError) -> None:
+        if not self.lost.done():
+            self.lost.set_result(error)
         if not self._card.done():
             self._card.set_exception(error)
         elif self._receiver is not None:
             self._receiver.engine_ended(error)
-        return True
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        """Nobody may be left waiting for a watcher that a fault of ours has ended."""
+        fault = None if task.cancelled() else task.exception()
+        if fault is not None:
+            log.error("the engine's process is not watched any more", exc_info=fault)
+            self._give_up(EngineError(f"the watch over the engine failed: {type(fault).__name__}"))
 
     def _pause(self) -> float:
         return min(self._watch.most_pause_s, self._watch.pause_s * 2.0 ** (len(self._ends) - 1))
@@ -277,8 +290,7 @@ class EngineProcess:
         self._silent_s = 0.0
         match message:
             case wire.Step():
-                assert self._receiver is not None
-                self._receiver.deliver(message.events)
+                self._deliver(message.events)
             case wire.Told():
                 self._snapshot = message.snapshot
             case wire.Beat():
@@ -297,6 +309,13 @@ class EngineProcess:
                 if message.version != __version__:
                     text = f"version {message.version} answers to {__version__}: the package was changed meanwhile"
                     raise WireError(text)
+
+    def _deliver(self, events: list[Event]) -> None:
+        assert self._receiver is not None
+        try:
+            self._receiver.deliver(events)
+        except Exception:  # a fault on this side is no reason to end that one
+            log.exception("events of a step could not be delivered")
 
     def _replied(self, reply: wire.Reply) -> None:
         waiting = self._waiting.pop(reply.ref, None)
