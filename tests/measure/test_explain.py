@@ -100,7 +100,14 @@ def test_the_json_has_the_fields_that_were_promised() -> None:
     assert json.loads(json.dumps(shown, allow_nan=False)) == shown
     summary = shown["summary"]
     assert (summary["prompt_tokens"], summary["cached_tokens"], summary["output_tokens"]) == (40, 16, 8)
-    assert set(summary["fit"]) == {"c0_ms", "c1_us_per_token", "c1_error_us", "median_off_ms", "points"}
+    assert set(summary["fit"]) == {
+        "c0_ms",
+        "c1_us_per_token",
+        "c1_error_us",
+        "median_off_ms",
+        "points",
+        "kv_us_per_token",
+    }
     assert len(shown["steps"]) == 8 and sum(step["tokens"] for step in shown["steps"]) == 8
     gaps = [step["ms"] for step in shown["steps"]]
     assert sum(gaps) == pytest.approx(shown["steps"][-1]["at_ms"] - 1.0, abs=1e-3)
@@ -199,8 +206,11 @@ def test_threads_are_advised_only_where_more_were_measured() -> None:
     case = lived(600, 0, 100)
     one = replace(case, setting=replace(case.setting, threads=1, wider=MACHINE))
     found = advice_of(one)["threads"]
-    read = case.account.decode.weights + case.account.decode.kv
-    assert found.figures["read_left"] == 0.5 and found.saves_ms > 0.5e3 * read
+    own = case.account.decode.own + case.account.prefill.own
+    assert found.figures["decode_left"] == 0.5 and found.saves_ms == pytest.approx(0.5e3 * own)
+    slower = replace(MACHINE, threads=1, read_gb_s={"all": 10.0})
+    both = replace(one, setting=replace(one.setting, machine=slower))
+    assert advice_of(both)["threads"].saves_ms > 1.2 * found.saves_ms, "by what was measured with one thread"
     for setting in (replace(case.setting, wider=MACHINE), case.setting, replace(case.setting, threads=1)):
         assert "threads" not in advice_of(replace(case, setting=setting))
 

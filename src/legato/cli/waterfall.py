@@ -71,7 +71,10 @@ def _latencies(e: Explanation) -> Iterator[str]:
             f"(+- {error:.2f} us; half of them within {e.line.off:.2f} ms of that), without what others took"
         )
         if abs(slope) < 2 * error:
-            yield "the answer is too short, or the machine too unsteady, to tell the slope from none"
+            yield (
+                "the answer is too short, or the machine too unsteady, to tell that slope from none; "
+                f"by attention's own clock it is {1e3 * e.context_ms:+.2f} us"
+            )
     yield ""
 
 

@@ -176,28 +176,36 @@ def _looking(case: Case, kv: str) -> float:
 
 
 def _threads(case: Case, line: Line | None) -> Iterator[Advice]:
-    """More threads, by the reading speeds that were measured; what fewer would bring was not measured."""
-    s, felt = case.setting, case.account
-    machine = s.wider
-    if machine is None or not 0 < s.threads < machine.threads or "1" not in machine.read_gb_s:
+    """More threads, as far as they were calibrated; what fewer would bring is not advised."""
+    s, felt, usage = case.setting, case.account, case.usage
+    wider = s.wider
+    if wider is None or not 0 < s.threads < wider.threads:
         return
-    left = read_gb_s(machine, s.threads) / machine.read_gb_s["all"]
-    multiplied = s.threads / machine.threads
-    read = felt.decode.weights + felt.decode.kv
-    computed = felt.decode.compute + felt.prefill.compute + felt.prefill.kv + felt.prefill.weights
+    if s.machine is not None:
+        was, now = (Predictor(s.spec, s.bits, s.kv, machine) for machine in (s.machine, wider))
+        depth = usage.num_prompt_tokens + case.decoded // 2
+        decode = now.itl(depth).seconds / was.itl(depth).seconds
+        asked = usage.num_prompt_tokens, usage.num_cached_tokens, s.chunk
+        prefill = now.ttft(*asked).seconds / was.ttft(*asked).seconds
+        assumed = ""
+    else:
+        decode, prefill = read_gb_s(wider, s.threads) / wider.read_gb_s["all"], s.threads / wider.threads
+        assumed = "reading is what a token takes, and products get faster with threads in proportion"
+    decode_ms, prefill_ms = 1e3 * felt.decode.own, 1e3 * felt.prefill.own
     yield Advice(
         "threads",
-        f"{machine.threads} threads instead of {s.threads} (--threads {machine.threads})",
-        1e3 * (read * (1.0 - left) + computed * (1.0 - multiplied)),
+        f"{wider.threads} threads instead of {s.threads} (--threads {wider.threads})",
+        decode_ms * (1.0 - decode) + prefill_ms * (1.0 - prefill),
         0.0,
-        figures={"read_ms": 1e3 * read, "read_left": left, "compute_ms": 1e3 * computed, "compute_left": multiplied},
-        assumed="products get faster with threads in proportion",
+        figures={"decode_ms": decode_ms, "decode_left": decode, "prefill_ms": prefill_ms, "prefill_left": prefill},
+        assumed=assumed,
     )
 
 
 def read_gb_s(machine: Machine, threads: int) -> float:
-    """Between the two speeds that were measured, on a straight line."""
-    one, every = machine.read_gb_s["1"], machine.read_gb_s["all"]
+    """Between the two speeds that were measured, on a straight line; one speed stands for all where it is alone."""
+    every = machine.read_gb_s["all"]
+    one = machine.read_gb_s.get("1", every)
     return one + (every - one) * (threads - 1) / max(1, machine.threads - 1)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from legato.core.account import Felt, Trace
 from legato.measure import cost
-from legato.measure.advice import Advice, advise
+from legato.measure.advice import Advice, advise, context_ms
 from legato.measure.case import Case, decode_kv_bytes, weight_bytes
 from legato.measure.cost import Role
 from legato.measure.line import Line, fit_line
@@ -187,6 +187,7 @@ def _split(felt: Felt) -> dict[str, float]:
 class Explanation:
     """Parts that add up to `total_ms`; a step a token; the line through their latencies; what would help.
 
+    context_ms  what a token more of context adds to a token by attention's own clock
     miss  why no more of the prompt was found in the cache, in a sentence; None: nobody asked, or nothing missed
     """
 
@@ -205,6 +206,7 @@ class Explanation:
     parts: Sequence[Part]
     steps: Sequence[TokenStep]
     line: Line | None
+    context_ms: float
     advice: Sequence[Advice]
     miss: str | None = None
 
@@ -215,7 +217,7 @@ class Explanation:
 
     def as_json(self) -> dict[str, Any]:
         """`steps`, `summary` and `advice`, rounded to what a clock is good for."""
-        left_out = {"parts", "steps", "line", "advice"}
+        left_out = {"parts", "steps", "line", "context_ms", "advice"}
         summary = {k: v for k, v in _fields(self).items() if k not in left_out}
         summary["explained"] = self.explained
         summary["parts"] = [asdict(p) for p in self.parts]
@@ -227,6 +229,7 @@ class Explanation:
                 "c1_us_per_token": 1e3 * line.c1,
                 "c1_error_us": 1e3 * line.error,
                 "median_off_ms": line.off,
+                "kv_us_per_token": 1e3 * self.context_ms,
                 "points": line.points,
             }
         shown = {
@@ -274,6 +277,7 @@ def explain(case: Case, miss: str | None = None) -> Explanation:
         parts=parts,
         steps=token_steps(case),
         line=line,
+        context_ms=context_ms(case),
         advice=advise(case, line),
         miss=miss,
     )
