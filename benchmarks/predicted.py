@@ -167,7 +167,7 @@ def _quantile(values: Sequence[float], quantile: float) -> float:
 def measure(models: Sequence[str | None], rounds: int, quantile: float) -> list[dict[str, Any]]:
     measured = [Measured(model) for model in models]
     backend = measured[0].llm.parts.backend
-    calibration = Calibration(backend, backend.isa, backend.threads, measured[0].llm.parts.kv_format)
+    calibration = Calibration(backend, backend.isa, backend.threads)
     for _ in calibration.open():
         pass
     for number in range(rounds):

@@ -101,19 +101,18 @@ def product_rates(
 
 
 def attention_rates(steps: Iterable[Steps], quantile: float) -> tuple[AttentionRate, ...]:
-    """By format of keys and values."""
-    by_format: dict[KvFormat, list[Steps]] = {}
+    """By format of keys and values, and by size of a head."""
+    kinds: dict[tuple[KvFormat, int], list[Steps]] = {}
     for s in steps:
-        by_format.setdefault(s.shape.kv, []).append(s)
-    return tuple(_attention_rate(fmt, some, quantile) for fmt, some in by_format.items())
+        kinds.setdefault((s.shape.kv, s.shape.spec.layers[0].attention.head_dim), []).append(s)
+    return tuple(_attention_rate(fmt, head_dim, some, quantile) for (fmt, head_dim), some in kinds.items())
 
 
-def _attention_rate(fmt: KvFormat, steps: list[Steps], quantile: float) -> AttentionRate:
-    few = [s for s in steps if s.load.length <= FEW_ROWS]
-    many = [s for s in steps if s.load.length > FEW_ROWS]
-    left = [_attention_work(s, decode=True) for s in few] + [_attention_work(s, decode=False) for s in many]
-    found = fit(left, [_attention_seconds(s, quantile) for s in few + many])
-    return AttentionRate(str(fmt), *(float(x) for x in found))
+def _attention_rate(fmt: KvFormat, head_dim: int, steps: list[Steps], quantile: float) -> AttentionRate:
+    left = [_attention_work(s, decode=s.load.length <= FEW_ROWS) for s in steps]
+    found = fit(left, [_attention_seconds(s, quantile) for s in steps])
+    layer, number, stream, byte, pair, prompt_pair = (float(x) for x in found)
+    return AttentionRate(str(fmt), layer, number, stream, byte, pair, prompt_pair, head_dim)
 
 
 def _attention_work(s: Steps, *, decode: bool) -> list[float]:

@@ -34,15 +34,18 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 256)
 FORMATS = (WeightFormat.Q4_0, WeightFormat.Q4_1, WeightFormat.Q8_0, WeightFormat.BF16)
 NARROW, WIDE = 512, 1024
 SMALL_S = 3.0  # measuring for less than this many seconds is only for trying it out
+PRODUCTS = tuple(Load(1, 0, rows) for rows in ROWS)
 DECODES = (
     Load(1, 0), Load(4, 0), Load(16, 0), Load(32, 0), Load(1, 500), Load(4, 500), Load(32, 500),
     Load(1, 2000), Load(8, 2000), Load(1, 8000), Load(2, 8000),
 )  # fmt: skip
-PROMPTS = (Load(1, 0, 64), Load(1, 0, 256), Load(1, 1024, 256), Load(1, 3840, 256))
+PROMPTS = (Load(1, 0, 64), Load(1, 0, 256), Load(1, 1024, 256), Load(1, 3968, 128))
+FEW_LOOKS = (Load(1, 0), Load(32, 0), Load(32, 500), Load(8, 2000), Load(2, 8000), Load(1, 0, 256), Load(1, 3968, 128))
+LOOKING = ((KvFormat.INT8, 128), (KvFormat.BF16, 64), (KvFormat.INT4, 64))  # int8 and 64: the models of products
 LOOKS = (*DECODES, *PROMPTS)
 MOST_TOKENS = max(load.tokens for load in LOOKS) + 64 * PAGE_SIZE
 QUANTILE = 0.25  # of a step's repetitions: below it a machine has neighbours, above it luck
-LEAST, LEAST_S = 2, 0.02  # repetitions of a step in a round
+LEAST, LEAST_S, ENOUGH_S = 2, 0.02, 0.15  # repetitions of a step in a round, and seconds after which one is enough
 DRIFT = 1.33  # times faster or slower than calibrated: then a machine is measured again
 DISK_BYTES = 64 << 20
 
@@ -53,8 +56,8 @@ class Calibration:
     `open`, then `round` as often as there is time for, then `machine`; `close` in the end: it holds models.
     """
 
-    def __init__(self, backend: Backend, isa: str, threads: int, kv_format: KvFormat, *, small: bool = False) -> None:
-        self.backend, self.isa, self.threads, self.kv_format = backend, isa, threads, kv_format
+    def __init__(self, backend: Backend, isa: str, threads: int, *, small: bool = False) -> None:
+        self.backend, self.isa, self.threads = backend, isa, threads
         self._small = small
         self._reading: dict[str, list[float]] = {"1": [], "all": []}
         self._overheads: list[float] = []
@@ -79,17 +82,23 @@ class Calibration:
         yield
         self._add("tiny", made_up_spec(64, layers=8), FORMATS[0])
         yield
+        for kv_format, head_dim in () if self._small else LOOKING:
+            for width, group in ((wide, 4), (narrow_width, 1)):
+                spec = made_up_spec(width, head_dim=head_dim, group=group, layers=6, mlp=1)
+                self._add("looking", spec, FORMATS[0], kv_format)
+                yield
 
-    def _add(self, name: str, spec: ArchSpec, fmt: WeightFormat) -> None:
+    def _add(self, name: str, spec: ArchSpec, fmt: WeightFormat, kv_format: KvFormat = KvFormat.INT8) -> None:
+        """A model and its loads: all of them say what products cost, but for "looking"; "tiny" what nothing costs."""
         looks = fmt is FORMATS[0] and name != "tiny"
         executor = made_up_executor(
-            self.backend, spec, fmt, self.kv_format, max_tokens=max(ROWS), max_seqs=max(d.streams for d in DECODES),
+            self.backend, spec, fmt, kv_format, max_tokens=max(ROWS), max_seqs=max(d.streams for d in DECODES),
             kv_tokens=MOST_TOKENS if looks else 0,
         )  # fmt: skip
         executor.touch_pages()
-        shape = Shape(name, spec, fmt, self.kv_format, looks)
-        loads = [Load(1, 0)] if name == "tiny" else [Load(1, 0, rows) for rows in ROWS]
-        loads += LOOKS if looks else ()
+        shape = Shape(name, spec, fmt, kv_format, looks)
+        both = (*PRODUCTS, *(LOOKS if looks else ()))
+        loads = {"tiny": PRODUCTS[:1], "looking": FEW_LOOKS}.get(name, both)
         self._models.append((executor, [Steps(shape, load) for load in dict.fromkeys(loads)]))
 
     def round(self) -> Iterator[None]:
@@ -102,7 +111,7 @@ class Calibration:
             for some in steps:
                 _run(executor, some, 0.0 if self._small else LEAST_S)
                 yield
-        self._overheads += step_overhead_s(self.backend, self.kv_format)
+        self._overheads += step_overhead_s(self.backend)
         yield
         for executor, _ in self._models[:1]:
             for key, seconds in _host_seconds(executor):
@@ -141,8 +150,8 @@ class Calibration:
         tiny = next(s for s in steps if s.shape.name == "tiny")
         laps = tiny.laps(quantile)
         matrix = sum(laps[lap] for lap in LAPS) / (len(LAPS) * tiny.shape.spec.num_layers)
-        whole = [s for s in steps if s.shape.name != "tiny" and s.load.streams == 1 and s.load.start == 0]
-        products, inputs = product_rates([s for s in whole if s.load.rows in ROWS], matrix, quantile)
+        whole = [s for s in steps if s.shape.name in ("wide", "narrow") and s.load in PRODUCTS]
+        products, inputs = product_rates(whole, matrix, quantile)
         left = [[1.0, float(seqs), float(rows)] for seqs, rows in self._host]
         host = fit(left, [_quantile(seconds, quantile) for seconds in self._host.values()])
         return products, RowCosts(inputs, matrix, *(float(x) for x in host))
@@ -152,8 +161,7 @@ def calibrate(backend: Backend, isa: str, threads: int, seconds: float, report: 
     """About `seconds` of measuring, at least one round; in less than `SMALL_S` models are so small that caches hold
     them. `folder`: where a file may be written for a moment.
     """
-    kv_format = KvFormat.F32 if backend.name == "reference" else KvFormat.INT8
-    found = Calibration(backend, isa, threads, kv_format, small=seconds < SMALL_S)
+    found = Calibration(backend, isa, threads, small=seconds < SMALL_S)
     started = last = time.perf_counter()
     report.start(round(1000 * seconds), "measuring this machine")
     try:
@@ -241,9 +249,10 @@ def disk_gb_s(folder: Path, nbytes: int = DISK_BYTES) -> float | None:
             path.unlink()
 
 
-def step_overhead_s(backend: Backend, kv_format: KvFormat, steps: int = 60) -> list[float]:
+def step_overhead_s(backend: Backend, steps: int = 60) -> list[float]:
     """Seconds of engine steps of one sequence on a model with almost nothing to compute."""
     spec = made_up_spec(64, vocab=64)
+    kv_format = KvFormat.F32 if backend.name == "reference" else KvFormat.INT8
     executor = made_up_executor(backend, spec, WeightFormat.Q8_0, kv_format, max_tokens=16, kv_tokens=steps + 32)
     try:
         done = _drive(executor, 64, [1], steps, 1)
@@ -298,7 +307,7 @@ def _run(executor: Executor, steps: Steps, least_s: float = LEAST_S) -> None:
     load = steps.load
     batch = batch_of([load.start] * load.streams, load.length)
     before, tries, end = executor.laps_ns(), 0, time.perf_counter() + least_s
-    while tries < LEAST or time.perf_counter() < end:
+    while (tries < LEAST and time.perf_counter() < end + ENOUGH_S) or time.perf_counter() < end:
         start = time.perf_counter()
         executor.run(batch)
         seconds = time.perf_counter() - start

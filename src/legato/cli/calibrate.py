@@ -78,7 +78,10 @@ def _tell(machine: Machine, terminal: Terminal) -> None:
             line(name + " by rows", ", ".join(f"{key}: {rate:.3f}" for key, rate in rates.items()))
     for rate in machine.attention:
         deep, prompt = 1e-9 / max(rate.byte, 1e-15), 2e-12 / max(rate.prompt_pair, 1e-18)
-        line(f"attention {rate.kv_format}", f"reads {deep:.1f} GB/s of keys and values, prompts {2 * prompt:.3f} TOPS")
+        line(
+            f"attention {rate.kv_format}, heads of {rate.head_dim}",
+            f"reads {deep:.1f} GB/s of keys and values, prompts {2 * prompt:.3f} TOPS",
+        )
     if machine.step_overhead_us is not None:
         line("step overhead", f"{machine.step_overhead_us:.0f} us")
     if machine.rows is not None:

@@ -49,7 +49,7 @@ class RowCosts:
 
 @dataclass(frozen=True, slots=True)
 class AttentionRate:
-    """Looking back at keys and values in one format, in seconds of one layer: the sum of
+    """Looking back at keys and values in one format, with heads of one size, in seconds of one layer: the sum of
 
     layer        once: threads that meet
     number       each number of a row's queries, keys and values that is made ready
@@ -66,6 +66,7 @@ class AttentionRate:
     byte: float
     pair: float
     prompt_pair: float
+    head_dim: int = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields
 from legato.core.spec import ArchSpec, AttentionSpec
 from legato.measure import cost
 from legato.measure.cost import Role
-from legato.measure.machine import Machine, ProductRate
+from legato.measure.machine import AttentionRate, Machine, ProductRate
 from legato.measure.step_time import DENSE, StepCost
 
 FEW_ROWS = 8  # a sequence with more rows than this in a step is read as a prompt is: `AttentionRate.prompt_pair`
@@ -57,6 +57,7 @@ class Attend:
     q_size   numbers of a token's queries: heads x head_dim
     kv_size  bytes of one token's keys and values in a layer, as `kv_format` keeps them ("": any way)
     numbers  of a token's queries, keys and values together
+    head_dim  of one head; 0: as usual
     """
 
     rows: int
@@ -68,6 +69,7 @@ class Attend:
     streams: int = 1
     numbers: int = 0
     kv_format: str = ""
+    head_dim: int = 0
 
     @property
     def nbytes(self) -> float:
@@ -240,6 +242,7 @@ def _attend(piece: Piece, a: AttentionSpec, kv_format: str, count: int, streams:
         streams=streams,
         numbers=a.q_size + 2 * a.kv_size,
         kv_format=kv_format,
+        head_dim=a.head_dim,
     )
 
 
@@ -299,7 +302,7 @@ def _attend_seconds(attend: Attend, machine: Machine) -> float:
             return read
         part = machine.sheet.attention / machine.sheet.compute
         return max(read, attend.operations / (part * _operations_s(16, machine)))
-    rate = next((r for r in machine.attention if r.kv_format == attend.kv_format), machine.attention[0])
+    rate = _attention_rate(attend, machine.attention)
     looked = attend.pairs * attend.q_size
     if attend.rows > FEW_ROWS:
         back = looked * rate.prompt_pair
@@ -307,6 +310,12 @@ def _attend_seconds(attend: Attend, machine: Machine) -> float:
         back = attend.tokens * attend.kv_size * rate.byte + looked * rate.pair
     ready = attend.rows * attend.numbers * rate.number
     return attend.count * attend.streams * (rate.stream + ready + back)
+
+
+def _attention_rate(attend: Attend, rates: Sequence[AttentionRate]) -> AttentionRate:
+    """Of the same format and the nearest size of a head; the first one of all where the format is not known."""
+    same = [rate for rate in rates if rate.kv_format == attend.kv_format] or rates[:1]
+    return min(same, key=lambda rate: abs(rate.head_dim - attend.head_dim))
 
 
 def _operations_s(bits: float, machine: Machine) -> float:
