@@ -18,7 +18,7 @@ from legato.kernels.cpu import NativeBackend, load_library
 from legato.kernels.ops import Backend, Executor, KvFormat
 from legato.kernels.reference import ReferenceBackend
 from legato.measure import cost
-from legato.measure.calibrated import read_machine
+from legato.measure.calibrated import Calibrated, read_machine
 from legato.measure.case import Setting
 from legato.measure.step_time import StepCost
 from legato.models.decoder import Decoder
@@ -75,7 +75,7 @@ class Assembly:
             chunk=self.config.max_step_tokens,
             kv_formats=("bf16", "int8", "int4") if native else ("f32",),
             machine=machine,
-            note=found.note or ("" if machine else "products of the reference backend have no walls"),
+            note="" if machine is not None else _why_no_walls(found, native, cache_dir),
             wider=read_machine(cache_dir, self.executor.isa).machine,
         )
 
@@ -268,6 +268,15 @@ def step_bits(config: Config, blueprint: Blueprint, backend: Backend) -> dict[co
     size = 8 * WeightFormat(made).block_bytes / WeightFormat(made).block
     expands = backend.name == "reference"
     return {role: size if role is not cost.Role.EMBED and (expands or b >= 16) else b for role, b in bits.items()}
+
+
+def _why_no_walls(found: Calibrated, native: bool, cache_dir: Path) -> str:
+    """For clients too: no paths of this machine."""
+    if not native:
+        return "the reference backend has none"
+    if str(cache_dir) not in found.note:
+        return found.note
+    return "what was calibrated here cannot be used any more: run `legato calibrate`"
 
 
 def model_name(config: Config, source: ModelSource) -> str:

@@ -11,6 +11,8 @@ import pytest
 from live import Live, alphabet_assembly, running
 
 from legato.core.events import Event, Usage
+from legato.kernels.cpu import load_library
+from legato.measure.calibrated import machine_path
 from legato.server.model import Card
 from legato.server.wire import LENGTH, Ready, Step, frame, from_engine
 
@@ -57,6 +59,20 @@ def test_nothing_of_other_keys_is_told(alphabet: Path) -> None:
     with running(alphabet_assembly(alphabet), api_keys=keys) as live:
         live.post(TEXT, {"prompt": "a" * 60, "max_tokens": 1})
         assert told(live, TEXT, {"prompt": "a" * 50 + "b" * 10, **BODY}, False)["summary"]["miss"] is None
+
+
+def test_a_damaged_calibration_is_told_without_its_place(alphabet: Path, tmp_path: Path) -> None:
+    library = load_library()
+    if isinstance(library, str):
+        pytest.skip(library)
+    load = alphabet_assembly(alphabet, backend="native", cache_dir=str(tmp_path), threads=1)
+    with running(load) as live:
+        assert "never calibrated" in told(live, TEXT, {"prompt": "a", **BODY}, False)["summary"]["note"]
+        machine_path(tmp_path, live.parts.executor.isa, 1).parent.mkdir()
+        machine_path(tmp_path, live.parts.executor.isa, 1).write_text("{}")
+    with running(load) as live:
+        note = told(live, TEXT, {"prompt": "a", **BODY}, False)["summary"]["note"]
+    assert "legato calibrate" in note and str(tmp_path) not in note
 
 
 def test_who_cannot_explain_refuses(echo: Live) -> None:
