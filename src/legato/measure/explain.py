@@ -120,7 +120,7 @@ def walls_of(case: Case, machine: Machine) -> dict[str, float]:
 
     prefill_computed  its products at their measured rates, and reading its keys and values
     weights, kv       their bytes at the measured speed of reading
-    compute           its operations at the best rate that was measured for a format like theirs
+    compute           its operations at the rate of products of many rows
     host              as many steps around a model of almost no work
     """
     s, usage = case.setting, case.usage
@@ -138,9 +138,9 @@ def walls_of(case: Case, machine: Machine) -> dict[str, float]:
 
 
 def best_rate(machine: Machine, bits: float) -> float:
-    """Operations a second of matrix products with weights of so many bits; 0 where none was measured."""
+    """Operations a second of matrix products of many rows, where arithmetic counts; 0 where none was measured."""
     rates = [machine.bf16_tflops] if bits >= 16 else machine.int8_tops.values()
-    return 1e12 * max((tops for by_rows in rates for tops in by_rows.values()), default=0.0)
+    return 1e12 * max((by_rows[max(by_rows, key=int)] for by_rows in rates if by_rows), default=0.0)
 
 
 def parts_of(case: Case) -> list[Part]:
