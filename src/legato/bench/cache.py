@@ -11,7 +11,7 @@ from statistics import mean, stdev
 
 from legato.bench.beside import Beside
 from legato.bench.drive import Requests, drive
-from legato.bench.fits import Fit, costs_of, fit
+from legato.bench.fits import Fit, costs_of, fit_rising
 from legato.errors import UsageError
 from legato.llm import LLM
 from legato.measure import cost
@@ -113,25 +113,26 @@ def bench_cache(
     rows = len(prompt_ids) + tokens - 1
     naive_rows = cost.decode_positions(len(prompt_ids), tokens)
     drive(engines[NEW], [requests.make(prompt_ids, 2)])
-    beside, found = Beside(llm), CacheRuns()
+    found = CacheRuns()
     report.start(runs * (rows + naive_rows), f"{tokens} tokens with and without cache, {runs} runs")
-    try:
-        for _ in range(runs):
-            for way, engine in enumerate(engines):
-                beside.read()
-                request, watch = requests.make(prompt_ids, tokens), _Watch(report)
-                found.seconds[way].append(watch.seconds)
-                done = drive(engine, [request], watch)
-                found.answers.append(done.token_ids[request.request_id])
-    except BaseException:
-        if found.tokens:
-            tell(_result(len(prompt_ids), found, beside))
-        raise
-    finally:
-        report.done()
-        llm.parts.engine.scheduler.cache.reset()  # the naive engine wrote over pages that it still lists
-    beside.read()
-    return _result(len(prompt_ids), found, beside)
+    with Beside(llm) as beside:
+        try:
+            for _ in range(runs):
+                for way, engine in enumerate(engines):
+                    beside.measure()
+                    request, watch = requests.make(prompt_ids, tokens), _Watch(report)
+                    found.seconds[way].append(watch.seconds)
+                    done = drive(engine, [request], watch)
+                    found.answers.append(done.token_ids[request.request_id])
+        except BaseException:
+            if found.tokens:
+                tell(_result(len(prompt_ids), found, beside))
+            raise
+        finally:
+            report.done()
+            llm.parts.engine.scheduler.cache.reset()  # the naive engine wrote over pages that it still lists
+        beside.measure()
+        return _result(len(prompt_ids), found, beside)
 
 
 class _Watch:
@@ -160,8 +161,8 @@ def _result(prompt: int, found: CacheRuns, beside: Beside) -> CacheResult:
         naive=naive,
         ratio=naive.mean_s / cached.mean_s,
         first_difference=first_difference(found.answers),
-        cached_fit=fit(lengths, [point.cached.mean_s for point in curve], 1),
-        naive_fit=fit(lengths, [point.naive.mean_s for point in curve], 2),
+        cached_fit=fit_rising(lengths, [point.cached.mean_s for point in curve], 1),
+        naive_fit=fit_rising(lengths, [point.naive.mean_s for point in curve], 2),
         positions=(cost.decode_positions(prompt, tokens), prompt + tokens - 1),
         read_gb_s=beside.read_gb_s,
         product_tops=beside.tops,

@@ -56,21 +56,21 @@ def bench_prefill(llm: LLM, prompts: Sequence[int], runs: int, report: Report) -
     """A row a length. Prompts are random tokens that share nothing."""
     check_prompts(prompts, llm.context_length)
     requests, engine = Requests(llm.parts.vocab_size), llm.parts.engine
-    beside = Beside(llm)
     drive(engine, [requests.make(requests.tokens(min(64, llm.context_length - 2)), 2)])
-    for prompt in prompts:
-        beside.read()
-        seconds: list[float] = []
-        report.start(runs * prompt, f"prompt of {prompt} tokens")
-        try:
-            for _ in range(runs):
-                request = requests.make(requests.tokens(prompt), 1)
-                done = drive(engine, [request], lambda step: report.advance(step.num_tokens))
-                seconds.append(done.steps[-1].started + done.steps[-1].seconds - done.steps[0].started)
-        finally:
-            report.done()
-        beside.read()
-        yield _row(llm, prompt, seconds, beside)
+    with Beside(llm) as beside:
+        for prompt in prompts:
+            beside.measure(afresh=True)
+            seconds: list[float] = []
+            report.start(runs * prompt, f"prompt of {prompt} tokens")
+            try:
+                for _ in range(runs):
+                    request = requests.make(requests.tokens(prompt), 1)
+                    done = drive(engine, [request], lambda step: report.advance(step.num_tokens))
+                    seconds.append(done.steps[-1].started + done.steps[-1].seconds - done.steps[0].started)
+            finally:
+                report.done()
+            beside.measure()
+            yield _row(llm, prompt, seconds, beside)
 
 
 def _row(llm: LLM, prompt: int, seconds: list[float], beside: Beside) -> PrefillRow:

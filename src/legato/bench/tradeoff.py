@@ -66,18 +66,20 @@ def bench_tradeoff(llm: LLM, batches: Sequence[int], depth: int, decode: int, re
     """A row a batch: `decode` steps in which all of its streams take part. Needs max_seqs of the largest batch."""
     check_batches(llm, batches, depth, decode)
     requests, engine, prompt = Requests(llm.parts.vocab_size), llm.parts.engine, max(depth, 1)
-    beside = Beside(llm)
     drive(engine, [requests.make(requests.tokens(8), 4)])
-    for batch in batches:
-        beside.read()
-        watch, asked = _Watch(batch, decode, report), _asked(llm, batch, depth, decode)
-        report.start(batch * prompt + batch * decode, f"{batch} streams")
-        try:
-            drive(engine, [requests.make(requests.tokens(prompt), asked) for _ in range(batch)], watch, watch.enough)
-        finally:
-            report.done()
-        beside.read()
-        yield _row(batch, depth, watch.steps, beside)
+    with Beside(llm) as beside:
+        for batch in batches:
+            beside.measure(afresh=True)
+            watch, asked = _Watch(batch, decode, report), _asked(llm, batch, depth, decode)
+            report.start(batch * prompt + batch * decode, f"{batch} streams")
+            try:
+                drive(
+                    engine, [requests.make(requests.tokens(prompt), asked) for _ in range(batch)], watch, watch.enough
+                )
+            finally:
+                report.done()
+            beside.measure()
+            yield _row(batch, depth, watch.steps, beside)
 
 
 def _asked(llm: LLM, batch: int, depth: int, decode: int) -> int:

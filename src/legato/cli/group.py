@@ -27,7 +27,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("legato.cli.plan", "Predict memory, speed and price before anything is downloaded."),
     "doctor": ("legato.cli.doctor", "Look at this machine: what is used, what is not, and why."),
     "perplexity": ("legato.cli.perplexity", "Measure how well a model predicts a text."),
-    "bench": ("legato.cli.bench", "Measure speed, with reports: decode, cache, offline."),
+    "bench": ("legato.cli.bench", "Measure speed, with reports: decode, prefill, tradeoff, cache, ..."),
+    "report": ("legato.cli.report", "Show a saved record of an experiment as an HTML file."),
     "calibrate": ("legato.cli.calibrate", "Measure this machine's walls."),
 }
 

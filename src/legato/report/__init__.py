@@ -33,7 +33,8 @@ A page's words (`legato.report.page`):
             labels          a word beside each point
     Bars(name, title, axis=Axis(label, unit), bars=(...))
         Bar(label, value, start=0.0, wall=None, text="", group="")   start: a waterfall; wall: a tick, drawn in the bar
-    Table(columns=(Column(key, heading, digits=4), ...), rows=(mapping, ...))
+    Table(columns=(Column(key, heading, digits=4, on_page=True), ...), rows=(mapping, ...), most=40)
+        CSV has every column and row, the page those that say on_page, and about `most` rows evenly chosen
     Page(title, finding, plots=(...), table=Table(...), notes=(...))
 
 Drawing needs matplotlib (`pip install 'legato[bench]'`); pages, tables, CSV and JSON do not.

@@ -44,7 +44,7 @@ def _column(curve: Sequence[Mapping[str, Any]], key: str) -> list[float]:
 
 
 def _tokens() -> Axis:
-    return Axis("new tokens", "tokens")
+    return Axis("length of the answer", "tokens")
 
 
 def _fit(row: Mapping[str, Any], name: str) -> Fit:
@@ -54,13 +54,13 @@ def _fit(row: Mapping[str, Any], name: str) -> Fit:
 def _seconds(row: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> Plot:
     lengths = _column(curve, "tokens")
     line, parabola = _fit(row, "with_linear"), _fit(row, "without_quadratic")
-    square = f" + {number(parabola.costs[2] * 1e6, 3)} s (n/1,000)²" if len(parabola.costs) > 2 else ""
+    square = f" + {number(1e6 * parabola.costs[2], 3)} s (n/1,000)²" if len(parabola.costs) > 2 else ""
     slopes = [number(1000 * f.costs[1], 3) if len(f.costs) > 1 else "0" for f in (line, parabola)]
     series = [
         Series(WITHOUT, lengths, _column(curve, "without_s"), _column(curve, "without_std_s"), Mark.CURVE),
-        Series(f"parabola: {slopes[1]} s n/1,000{square}", lengths, parabola.over(lengths), None, Mark.FIT, WITHOUT),
+        Series(f"{slopes[1]} s n/1,000{square}", lengths, parabola.over(lengths), None, Mark.FIT, WITHOUT),
         Series(WITH, lengths, _column(curve, "with_s"), _column(curve, "with_std_s"), Mark.CURVE),
-        Series(f"line: {slopes[0]} s n/1,000", lengths, line.over(lengths), None, Mark.FIT, WITH),
+        Series(f"{slopes[0]} s n/1,000", lengths, line.over(lengths), None, Mark.FIT, WITH),
         Series("wall without cache", lengths, _column(curve, "without_wall_s"), None, Mark.WALL, WITHOUT),
         Series("wall with cache", lengths, _column(curve, "with_wall_s"), None, Mark.WALL, WITH),
     ]
@@ -72,7 +72,7 @@ def _ratio(curve: Sequence[Mapping[str, Any]]) -> Plot:
     series = (
         Series("measured", lengths, _column(curve, "ratio"), None, Mark.CURVE),
         Series(
-            "sums of rows and comparisons, costs from the first half",
+            "as the closed-form sums say",
             lengths,
             _column(curve, "ratio_by_sums"),
             None,
@@ -82,7 +82,11 @@ def _ratio(curve: Sequence[Mapping[str, Any]]) -> Plot:
         Series("equal", [lengths[0], lengths[-1]], [1.0, 1.0], None, Mark.WALL),
     )
     return Plot(
-        "ratio", "How many times as long it takes without a cache", _tokens(), Axis("without / with", "times"), series
+        "ratio",
+        "How many times as long it takes without a cache",
+        _tokens(),
+        Axis("time without / time with", "ratio"),
+        series,
     )
 
 

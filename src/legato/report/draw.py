@@ -36,7 +36,7 @@ PALETTE: dict[str, tuple[str, str]] = {
 }
 _SERIES = [name for name in PALETTE if name.startswith("series-")]
 _LIGHT = {name: light for name, (light, _) in PALETTE.items()}
-WIDTH, HEIGHT, BAR_HEIGHT = 7.6, 4.1, 0.38  # inches
+WIDTH, HEIGHT, BAR_HEIGHT, LEGEND_LINE = 7.6, 3.8, 0.38, 0.22  # inches
 _SETTINGS: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.size": 11,
@@ -96,10 +96,9 @@ def _render(plot: Plot | Bars, kind: str, title: str, footer: str = "") -> bytes
     from matplotlib.figure import Figure
 
     bars = isinstance(plot, Bars)
-    height = 1.1 + BAR_HEIGHT * len(plot.bars) if isinstance(plot, Bars) else HEIGHT
     settings: Any = {**_SETTINGS, "svg.hashsalt": plot.name}  # Any: stubs list the names that their version knows
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH, _height(plot)), layout="constrained")
         axes = figure.subplots()
         axes.grid(True, axis="x" if bars else "both", linewidth=0.8)
         axes.set_axisbelow(True)
@@ -125,7 +124,7 @@ def _draw_plot(axes: Axes, plot: Plot) -> list[Any]:
         _set_axis(axes, which, axis)
     for s in plot.series:
         for x, y, word in zip(s.x, s.y, s.labels, strict=False):
-            axes.annotate(word, (x, y), xytext=(6, -12), textcoords="offset points", fontsize=9.5)
+            axes.annotate(word, (x, y), xytext=(-5, 5), textcoords="offset points", fontsize=9.5, ha="right")
     return handles
 
 
@@ -133,16 +132,28 @@ def _put_legend(figure: Figure, handles: list[Any], title: str) -> None:
     """Above the axes, where it covers nothing; the title, if there is one, above it."""
     if not handles and not title:
         return
-    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
     legend = figure.legend(
         handles=handles,
         loc="outside upper left",
-        ncols=2 if longest <= 44 else 1,
+        ncols=_legend_columns([str(handle.get_label()) for handle in handles]),
         title=textwrap.fill(title, 78) or None,
         alignment="left",
     )
     legend.get_title().set_fontsize(12.5)
     legend.get_title().set_fontweight("bold")
+
+
+def _legend_columns(names: list[str]) -> int:
+    """Two beside each other, unless one is too long for that."""
+    return 2 if max(map(len, names), default=0) <= 44 else 1
+
+
+def _height(plot: Plot | Bars) -> float:
+    """Inches: the axes stay as high however many lines a legend has."""
+    if isinstance(plot, Bars):
+        return 1.1 + BAR_HEIGHT * len(plot.bars)
+    names = [s.name for s in plot.series]
+    return HEIGHT + LEGEND_LINE * -(-len(names) // _legend_columns(names))
 
 
 def _draw_series(axes: Axes, s: Series, color: str) -> Any:

@@ -102,11 +102,15 @@ class Bars:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A key of a row and its heading (with its unit); numbers are shown with so many significant digits."""
+    """A key of a row and its heading (with its unit); numbers are shown with so many significant digits.
+
+    on_page  whether the page shows it; CSV has every column
+    """
 
     key: str
     heading: str
     digits: int = 4
+    on_page: bool = True
 
 
 @dataclass(frozen=True, slots=True)

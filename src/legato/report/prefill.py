@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from legato.bench.fits import Fit, along, fit
+from legato.bench.fits import Fit, along, fit_rising
 from legato.bench.record import Record
 from legato.report.page import Axis, Column, Mark, Page, Plot, Series, Table, number
 
@@ -17,9 +17,9 @@ COLUMNS = (
     Column("ttft_ms", "first token (ms)"),
     Column("ttft_std_ms", "± (ms)", 2),
     Column("prompt_tok_s", "prompt (tokens/s)"),
-    Column("attention_share", "looking back (share of operations)", 2),
-    Column("linear_flops", "operations of products", 4),
-    Column("attention_flops", "operations of looking back", 4),
+    Column("attention_share", "looking back (share of work)", 2),
+    Column("linear_flops", "operations of products", on_page=False),
+    Column("attention_flops", "operations of looking back", on_page=False),
     Column("wall_ms", "wall (ms)"),
     Column("share_of_wall", "wall / measured", 3),
     Column("read_gb_s", "memory read (GB/s)", 3),
@@ -31,7 +31,7 @@ AXIS = Axis("prompt", "tokens")
 def page(record: Record) -> Page:
     rows = sorted(record.rows, key=lambda row: row["prompt"])
     lengths = [row["prompt"] for row in rows]
-    parabola = fit(lengths, [row["ttft_ms"] for row in rows], 2)
+    parabola = fit_rising(lengths, [row["ttft_ms"] for row in rows], 2, relative=True)
     return Page(
         "Prefill: time to the first token against the prompt's length",
         _finding(rows, parabola),
@@ -43,13 +43,13 @@ def page(record: Record) -> Page:
 
 def _time(rows: Sequence[Mapping[str, Any]], lengths: Sequence[int], parabola: Fit) -> Plot:
     series = [Series(MEASURED, lengths, [row["ttft_ms"] for row in rows], [row["ttft_std_ms"] for row in rows])]
-    if len(parabola.costs) > 2:
+    if len(parabola.costs) > 2 and parabola.costs[2] > 0:
         places = along(lengths[0], lengths[-1])
         straight = Fit(parabola.costs[:2], 1.0)
         series += [
             Series(f"fitted: {_formula(parabola)}", places, parabola.over(places), None, Mark.FIT, MEASURED),
             Series(
-                "its straight part: what is above it grows with the square",
+                "its straight part",
                 places,
                 straight.over(places),
                 None,
@@ -57,7 +57,7 @@ def _time(rows: Sequence[Mapping[str, Any]], lengths: Sequence[int], parabola: F
             ),
         ]
     series.append(
-        Series("wall: products at their best rate", lengths, [row["wall_ms"] for row in rows], None, Mark.WALL)
+        Series("wall: its products at their best rate", lengths, [row["wall_ms"] for row in rows], None, Mark.WALL)
     )
     return Plot("ttft", "Time to the first token", AXIS, Axis("time to first token", "ms"), series)
 
@@ -75,8 +75,7 @@ def _each(rows: Sequence[Mapping[str, Any]], lengths: Sequence[int], parabola: F
         places = along(lengths[0], lengths[-1], 200)
         series.append(Series("fitted", places, [parabola(x) / x for x in places], None, Mark.FIT, MEASURED))
     series.append(Series("wall", lengths, [row["wall_ms"] / row["prompt"] for row in rows], None, Mark.WALL))
-    title = "The same for each token of the prompt: flat where time grows in proportion, rising where it grows faster"
-    return Plot("each", title, AXIS, Axis("time a prompt token", "ms"), series)
+    return Plot("each", "The same, for each token of the prompt", AXIS, Axis("time a prompt token", "ms"), series)
 
 
 def _formula(parabola: Fit) -> str:
@@ -110,7 +109,8 @@ def _notes(rows: Sequence[Mapping[str, Any]], parabola: Fit) -> list[str]:
     return [
         f"One prompt at a time, random tokens, nothing cached; the median of {last['runs']} runs and their standard "
         "deviation.",
-        f"Products take operations in proportion to the length, looking back (causal attention) with its square: "
+        f"What lies between the fitted curve and its straight part grows with the square of the length: products take "
+        "operations in proportion to the length, looking back (causal attention) with its square: "
         f"{100 * last['attention_share']:.1f} % of all operations at {number(last['prompt'])} tokens. R² of the fitted "
         f"parabola: {parabola.r2:.5f}.",
         f"The wall is the prompt's matrix products at the best rate that large ones reach here{rate}, or reading the "

@@ -69,16 +69,17 @@ def html_text(page: Page, record: Record, beside: Sequence[str]) -> str:
 
     source = resources.files("legato.report").joinpath("page.html").read_text(encoding="utf-8")
     template = Environment(autoescape=True, trim_blocks=True).from_string(source)
-    kinds = [_kind(page.table, column.key) for column in page.table.columns]
+    columns = [column for column in page.table.columns if column.on_page]
+    kinds = [_kind(page.table, column.key) for column in columns]
     return template.render(
         page=page,
         record=record,
         where=where(record),
         palette=PALETTE,
         drawings=[(plot, Markup(svg(plot))) for plot in page.plots],
-        columns=list(zip(kinds, [column.heading for column in page.table.columns], strict=True)),
+        columns=list(zip(kinds, [column.heading for column in columns], strict=True)),
         cells=[
-            list(zip(kinds, [number(row.get(c.key), c.digits) for c in page.table.columns], strict=True))
+            list(zip(kinds, [number(row.get(c.key), c.digits) for c in columns], strict=True))
             for row in page.table.shown
         ],
         facts=list(facts(record)),
