@@ -12,27 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from example_machine import MACHINE
 
-from legato import __version__
 from legato.errors import UsageError
 from legato.measure.calibrated import machine_path, read_machine, write_machine
-from legato.measure.machine import AttentionRate, Machine, ProductRate, RowCosts, cpu_name
-
-MACHINE = Machine(
-    name=cpu_name(),
-    isa="avx512",
-    threads=2,
-    version=__version__,
-    date="2026-11-22T10:00:00+00:00",
-    memory_bytes=1 << 34,
-    read_gb_s={"1": 30.0, "all": 40.0},
-    int8_tops={"q4_0": {"1": 0.1, "256": 0.5}},
-    step_overhead_us=70.0,
-    disk_gb_s=1.5,
-    products=(ProductRate("q4_0", 4.5, {1: 1e-11, 256: 1e-9}),),
-    rows=RowCosts({1: 1e-9, 256: 1e-9}, 1e-6, 2e-4, 1e-5, 1e-6),
-    attention=(AttentionRate("int8", 1e-6, 1e-9, 1e-7, 2e-11, 8e-12, 1e-11),),
-)
 
 
 def test_what_was_kept_comes_back(tmp_path: Path) -> None:
