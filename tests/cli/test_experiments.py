@@ -17,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from legato import LLM, SamplingParams
+from legato.bench.beside import Beside
 from legato.bench.cache import CacheResult, bench_cache, ratios_by_sums
 from legato.bench.fits import costs_of, fit, fit_rising
 from legato.errors import UsageError
+from legato.kernels.cpu import load_library
 from legato.measure import cost
 from legato.weights.hub import Silent
 from legato.weights.tensor import WeightFormat
@@ -83,10 +85,22 @@ def test_an_experiment_ends_in_json_and_in_a_report(run: Run, alphabet: Path, tm
     assert saved["settings"]["kv"] == "f32" and saved["command"].startswith("legato")
     assert "<svg" in report.read_text() and "http:" not in report.read_text()
     assert [path.suffix for path in tmp_path.glob(f"{what}_*")] == [".json"]
-    again = run("report", report.with_suffix(".json"), "--report", tmp_path / "again.html")
-    assert again.code == 0 and (tmp_path / "again.html").read_text().count("<svg") == report.read_text().count("<svg")
-    plain = run("bench", what, "-m", alphabet, *EXPERIMENTS[what])
-    assert plain.code == 0 and plain.out and "report" not in plain.err
+
+
+def test_a_saved_record_is_shown_again_and_an_experiment_may_just_print(
+    run: Run, alphabet: Path, tmp_path: Path
+) -> None:
+    assert run("bench", "prefill", "-m", alphabet, "--prompts", "1,9,30", "--runs", "1", "--save", tmp_path).code == 0
+    [saved] = tmp_path.iterdir()
+    shown = run("report", saved)
+    assert shown.code == 0 and f"report in {saved.with_suffix('.html')}" in shown.err
+    assert saved.with_suffix(".html").read_text().count("<svg") == 2
+    assert run("report", tmp_path / "nothing.json").code == 2
+    saved.write_text("{}")
+    assert run("report", saved).code == 3
+    for what, args in EXPERIMENTS.items():
+        plain = run("bench", what, "-m", alphabet, *args)
+        assert plain.code == 0 and plain.out and "report" not in plain.err
 
 
 @pytest.mark.parametrize(
@@ -168,6 +182,21 @@ def test_a_cache_experiment_cut_short_compares_as_far_as_both_ways_came(alphabet
         assert one.curve[3].naive.std_s > 0 == one.curve[-1].naive.std_s  # both runs came to token 4, one to token 12
         whole = bench_cache(llm, [1, 2, 3], 4, 1, Silent())  # the engine is fit for more
     assert whole.tokens == 4 and whole.first_difference is None and whole.positions == (3 + 4 + 5 + 6, 6)
+
+
+def test_walls_beside_a_run_are_of_this_machine(alphabet: Path) -> None:
+    if isinstance(problem := load_library(), str):
+        pytest.skip(problem)
+    with LLM(str(alphabet), backend="native", threads=1) as llm, Beside(llm) as beside:
+        beside.measure()
+        assert beside.tops is not None and 1e-4 < beside.tops < 100
+        assert beside.read_gb_s == 11.0  # the median of what the fixture reads
+        few, many = beside.step_s(1, 1, (5,)), beside.step_s(5000, 1, (5000,))
+        assert few == pytest.approx(beside.step_bytes(1, 1, (5,)) / 11e9)
+        assert many == pytest.approx(beside.products_s(5000, 1)) and many > few
+    with LLM(str(alphabet), backend="reference") as llm, Beside(llm) as beside:
+        beside.measure()
+        assert beside.tops is None and beside.products_s(5000, 1) == 0
 
 
 def test_the_worth_of_a_cache_follows_the_sums() -> None:
