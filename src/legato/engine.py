@@ -49,7 +49,7 @@ class EngineStats:
 
     num_faults  steps that failed as a whole
     num_leaks   times the idle check found pages without an owner (a fault of ours; they were taken back)
-    num_refused  requests turned away at the door: the queue was full, or a deadline could not be met
+    num_refused  requests turned away at the door: their deadline could not be met
     num_expired  answers ended by their deadline
     step_error   |measured - predicted| / predicted of steps, of late
     tenants      those with unfinished answers, by name
@@ -76,7 +76,6 @@ class Engine:
     use_cache  False: naive decoding, every token recomputes all before it
     clock      seconds, never going back
     itl_slo_ms   milliseconds between two tokens of a stream that prompts must leave be; None: see `schedule.budget`
-    max_waiting  answers in the queue behind those that can run; more are refused. None: any number
     step_cost    what a step is expected to cost before any was measured
     budget       how many prompt rows a step may carry; None: by itl_slo_ms
     continuous   False: static batching, for comparison
@@ -98,13 +97,12 @@ class Engine:
         use_cache: bool = True,
         proposer: Proposer | None = None,
         itl_slo_ms: float | None = None,
-        max_waiting: int | None = None,
         step_cost: StepCost | None = None,
         budget: Budget | None = None,
         continuous: bool = True,
         device_laps: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
-        limits = Limits(num_pages, page_size, max_tokens, max_seqs, context_length, max_waiting)
+        limits = Limits(num_pages, page_size, max_tokens, max_seqs, context_length)
         self.model = StepTimeModel(step_cost)
         if budget is None:
             budget = Pace(self.model, None if itl_slo_ms is None else itl_slo_ms / 1000)
@@ -127,7 +125,7 @@ class Engine:
         """Queues a request; returns the seq_ids of its n answers.
 
         `RequestError` for ids outside the vocabulary or an id in flight, `CapacityError` if it can never fit,
-        `OverloadedError` if the queue is full or the deadline cannot be met.
+        `OverloadedError` if the deadline cannot be met.
         """
         request.check_vocab(self._vocab_size)
         return self.scheduler.add(request, self._clock())

@@ -38,10 +38,9 @@ def scheduler(
     max_seqs: int = 8,
     context_length: int = 200,
     use_cache: bool = True,
-    max_waiting: int | None = None,
     **options: Any,
 ) -> Scheduler:
-    limits = Limits(num_pages, page_size, max_tokens, max_seqs, context_length, max_waiting)
+    limits = Limits(num_pages, page_size, max_tokens, max_seqs, context_length)
     return Scheduler(limits, eos_ids={EOS}, use_cache=use_cache, **options)
 
 

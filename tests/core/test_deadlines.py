@@ -10,11 +10,10 @@ from desk import land, scheduler, shape, step
 from legato.core.events import Event
 from legato.core.sequence import FinishReason
 from legato.engine import Engine
-from legato.errors import OverloadedError, UsageError
+from legato.errors import OverloadedError
 from legato.measure.step_time import StepCost, StepTimeModel
 from legato.schedule.budget import WholeSteps
 from legato.schedule.forecast import Job, forecast
-from legato.schedule.limits import Limits
 
 LAW = StepCost(6.5e-3, 1e-4, 4e-4, 8e-7, 1.5e-7, 1e-4)
 
@@ -197,47 +196,13 @@ def test_an_answer_is_expected_to_be_as_long_as_answers_were() -> None:
     assert door.job(sched._live["b"][0]) == Job(0, 1), "past the usual length it may end any moment"
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
-    engine, clock, watch = busy(2, 60, 3, max_waiting=3)
-    with pytest.raises(OverloadedError, match="the queue is full: 3 wait; try again in") as caught:
-        engine.add(ask("more", 10, 10))
-    assert 0.1 <= caught.value.retry_after_s < 5
-    assert engine.stats().num_waiting == 3 and engine.stats().num_refused == 1
-    until = clock.now + 1.5 * caught.value.retry_after_s
-    pass_time(engine, clock, watch, until)
-    engine.add(ask("more", 10, 10))
-
-
-def test_waiting_requests_can_be_cancelled_and_make_room() -> None:
-    engine, clock, watch = busy(2, 60, 3, max_waiting=3)
+def test_waiting_requests_can_be_cancelled() -> None:
+    engine, clock, watch = busy(2, 60, 3)
     engine.abort("s4")
     engine.add(ask("more", 10, 10))
     watch.step(engine, clock)
     assert watch.ends["s4"] is FinishReason.ABORT and not watch.times["s4"]
     assert engine.stats().num_waiting == 3
-
-
-def test_places_that_are_free_count_for_the_queue() -> None:
-    sched = scheduler(max_seqs=4, max_waiting=2)
-    for i in range(6):
-        sched.add(desk_ask(f"r{i}", 3), 0.0)
-    with pytest.raises(OverloadedError):
-        sched.add(desk_ask("one too many", 3), 0.0)
-    step(sched)
-    assert (sched.num_running, sched.num_waiting) == (4, 2)
-
-
-def test_a_queue_of_none_is_a_queue_of_none() -> None:
-    sched = scheduler(max_seqs=1, max_waiting=0)
-    sched.add(desk_ask("a", 3, n=3), 0.0)
-    with pytest.raises(OverloadedError, match="try again in"):
-        sched.add(desk_ask("b", 3), 0.0)
-
-
-@pytest.mark.parametrize("value", [-1, True, 1.5, "8", 2**40])
-def test_an_absurd_queue_is_refused_by_name(value: object) -> None:
-    with pytest.raises(UsageError, match="max_waiting"):
-        Limits(8, 8, 8, 8, 8, max_waiting=value)  # type: ignore[arg-type]
 
 
 def test_slots_come_free_one_by_one() -> None:

@@ -62,8 +62,6 @@ MUTANTS = [
     Mutant("met deadlines pile up", PLAN, "if not entry[2].finished]", "]", LATE),
     Mutant("anybody joins a static batch", PLAN, "self._seats -= not self.continuous", "pass", LATE),
     Mutant("nobody comes back into a static batch", PLAN, "self._seats += not self.continuous", "pass", LATE),
-    Mutant("a queue without end", DOOR, "if most is not None and", "if False and", LATE),
-    Mutant("places that are free do not count", DOOR, ">= self._limits.max_running + most", ">= most", LATE),
     Mutant("no deadline is too early", DOOR, "if late > 0:", "if late > 1e9:", LATE),
     Mutant("answers are always long", DOOR, "self._answer += 0.1", "self._answer += 0.0", LATE),
     Mutant("what was answered is forgotten", DOOR, "round(self._answer) - so_far", "round(self._answer)", LATE),
@@ -71,7 +69,6 @@ MUTANTS = [
     Mutant("prompts ahead take no time", FORECAST, "sum(j.prompt for j in (*running, *ahead))", "0", LATE),
     Mutant("the queue in one slot", FORECAST, "ends += [0] * (slots - len(ends))", "pass", LATE),
     Mutant("all ahead at once", FORECAST, "heapq.heapreplace(ends, ends[0] + job.answer)", "pass", LATE),
-    Mutant("a queue of less than nothing", LIMITS, "not least <= value", "not -9 <= value", LATE),
 ]  # fmt: skip
 
 

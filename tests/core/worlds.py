@@ -82,7 +82,7 @@ class World:
             self.runner, num_pages=self.num_pages, page_size=self.page_size, max_tokens=self.max_tokens,
             max_seqs=self.max_seqs, context_length=self.context, vocab_size=self.vocab, eos_ids=self.eos,
             clock=self.clock, use_cache=self.use_cache, proposer=proposer, budget=budget,
-            itl_slo_ms=rng.choice([None, None, 1, 8, 50]), max_waiting=rng.choice([None, None, None, 0, 2]),
+            itl_slo_ms=rng.choice([None, None, 1, 8, 50]),
             continuous=rng.random() < 0.85, step_cost=law,
         )  # fmt: skip
         self.families = [self.some_ids(rng.randint(1, 30)) for _ in range(1 if self.row_s else rng.randint(1, 3))]
@@ -225,9 +225,7 @@ class World:
             assert not fits, error
             assert str(error.needed) in str(error) and str(error.available) in str(error)
         except OverloadedError as error:
-            scheduler = self.engine.scheduler
-            full = scheduler.limits.max_waiting is not None and scheduler.num_waiting >= scheduler.limits.max_waiting
-            assert fits and (full or deadline_ms is not None) and 0 < error.retry_after_s < 1e6
+            assert fits and deadline_ms is not None and 0 < error.retry_after_s < 1e6
             self.num_refused += 1
 
     def hear(self, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""Who is let in: a request is refused while the queue is full, or when it would not be answered by its deadline.
+"""Who is let in: a request is refused when it would not be answered by its deadline.
 
 Knows: limits, predicted times, how long answers have been of late. Does not know: pages, rows, the clock.
 """
@@ -44,12 +44,6 @@ class Door:
         parked: Followers,
     ) -> None:
         """Lets `request` pass, or raises."""
-        most, num_waiting = self._limits.max_waiting, len(waiting) + len(parked)
-        if most is not None and len(running) + num_waiting >= self._limits.max_running + most:
-            self.num_refused += 1
-            half = [*map(self.job, waiting), *self._followers(parked)][: max(1, num_waiting // 2)]
-            wait = self._ask(Job(1, 1), [self.job(seq) for seq in running], half, self._depth(running))
-            raise OverloadedError(f"the queue is full: {num_waiting} wait", max(LEAST_RETRY_S, wait.queue_s))
         if request.deadline_ms is not None:
             job = Job(len(request.prompt_ids), self._expected(request, max_length - len(request.prompt_ids)))
             due = self.forecast(job, running, waiting, parked, request.priority, request.tenant)

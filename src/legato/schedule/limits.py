@@ -20,7 +20,6 @@ class Limits:
     max_tokens            rows of one step
     max_seqs              sequences of one step
     context_length        positions of the model
-    max_waiting           answers in the queue while `max_running` run; None: any number
     """
 
     num_pages: int
@@ -28,15 +27,12 @@ class Limits:
     max_tokens: int
     max_seqs: int
     context_length: int
-    max_waiting: int | None = None
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value, least = getattr(self, f.name), 0 if f.name == "max_waiting" else 1
-            if value is None and f.name == "max_waiting":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**40:
-                raise UsageError(f"{f.name}={value!r} is not allowed: give a whole number of at least {least}")
+            value = getattr(self, f.name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**40:
+                raise UsageError(f"{f.name}={value!r} is not allowed: give a whole number of at least 1")
         if self.context_length < 2:
             raise UsageError("context_length=1 is not allowed: a prompt and its answer need at least 2 tokens")
 

@@ -186,7 +186,7 @@ class Scheduler:
     def add(self, request: Request, now: float) -> list[int]:
         """Queues the request's n answers; returns their seq_ids.
 
-        `CapacityError` if it can never fit, `OverloadedError` if the queue is full or its deadline cannot be met.
+        `CapacityError` if it can never fit, `OverloadedError` if its deadline cannot be met.
         Answers after the first wait until the first has computed the prompt, and then find it in the cache; so does
         another request's answer that shares a prompt's beginning with one that is being computed, where it pays.
         """
