@@ -19,7 +19,10 @@ from legato.measure.machine import cpu_name, meminfo_bytes, total_memory
 from legato.runtime.kv_store import free_memory
 from legato.weights.catalog import BUILT_INS, cached
 
-EXTRAS = {"hub": ("huggingface_hub", "models by hf:ORG/NAME")}
+EXTRAS = {
+    "hub": ("huggingface_hub", "models by hf:ORG/NAME"),
+    "bench": ("matplotlib", "reports of experiments with plots"),
+}
 LOW_MEMORY = 1 << 30
 
 
