@@ -18,6 +18,7 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
     "cache": ("legato.cli.bench.cache", "The same answer with and without a KV cache."),
     "offline": ("legato.cli.bench.offline", "Throughput of many requests handed over at once."),
     "serve": ("legato.cli.bench.serve", "Load on a server: latencies, throughput, goodput; ours or any other."),
+    "compare": ("legato.cli.bench.compare", "Other engines that are installed, in turn with ours."),
 }
 
 
