@@ -55,8 +55,10 @@ def echo_command(**options: object) -> list[str]:
     return [sys.executable, str(HERE / "echo_child.py"), json.dumps(options)]
 
 
-def rogue_command(how: str) -> list[str]:
-    return [sys.executable, str(HERE / "rogue_child.py"), how]
+def rogue_command(first: bytes = b"", second: bytes = b"", then: str = "ends") -> list[str]:
+    """Sends `first`, waits to be told what to load if there is a `second`, sends that, ends or stays."""
+    says = {"first": first.hex(), "second": second.hex(), "then": then}
+    return [sys.executable, "-I", "-S", str(HERE / "rogue_child.py"), json.dumps(says)]
 
 
 @contextmanager

@@ -1,48 +1,25 @@
-"""A child that does not speak as agreed: `python rogue_child.py HOW FD`.
+"""A child that does not speak as agreed: `python rogue_child.py SAYS_AS_JSON FD`. It imports nothing of Legato.
 
-Knows: frames. Does not know: engines.
+Knows: bytes to send at once, bytes to send when it was told to start, whether to end after them. Does not know: frames.
 """
 
 from __future__ import annotations
 
-import os
+import json
 import socket
 import sys
 import time
 
-from legato import __version__
-from legato.errors import ModelFileError
-from legato.server import wire
 
-
-def main(how: str, link: socket.socket) -> None:
-    if how == "silent":
+def main(says: dict[str, str], link: socket.socket) -> int:
+    link.sendall(bytes.fromhex(says["first"]))
+    if says["second"]:
+        link.recv(1 << 16)
+        link.sendall(bytes.fromhex(says["second"]))
+    if says["then"] != "ends":
         time.sleep(60)
-    if how == "leaves":
-        os._exit(5)
-    if how == "other version":
-        link.sendall(wire.frame(wire.Hello("0.0.1")))
-        time.sleep(60)
-    link.sendall(wire.frame(wire.Hello(__version__)))
-    link.recv(1 << 16)
-    match how:
-        case "refuses":
-            link.sendall(wire.frame(wire.Refused(wire.fault_of(ModelFileError("m.gguf", "magic", "is not GGUF")))))
-        case "long frame":
-            link.sendall(b"\xff\xff\xff\xff")
-            time.sleep(60)
-        case "empty frame":
-            link.sendall(b"\0\0\0\0")
-            time.sleep(60)
-        case "garbage":
-            link.sendall(b"\0\0\0\x05hello")
-            time.sleep(60)
-        case "half a frame":
-            link.sendall(b"\0\0\1\0abc")
-        case "our own words":
-            link.sendall(wire.frame(wire.Start(__version__, {})))
-            time.sleep(60)
+    return 5
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], socket.socket(fileno=int(sys.argv[2])))
+    sys.exit(main(json.loads(sys.argv[1]), socket.socket(fileno=int(sys.argv[2]))))

@@ -68,16 +68,19 @@ def disconnects(live: Live, idle: Idle, text: str, stream: bool, times: int) -> 
         staying.join()
         assert found[0].json["choices"][0]["text"] == text
         waits.append(live.wait(idle, STANDSTILL_S, "pages are free"))
-    assert sorted(waits)[9 * len(waits) // 10] < FREE_S, waits
+    assert sorted(waits)[9 * (len(waits) - 1) // 10] < FREE_S, waits
+
+
+QUICK = [("thread", 80), ("process", 80)]
+MANY = [pytest.param(*case, marks=pytest.mark.slow) for case in (("thread", 1000), ("process", 600))]
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streaming", "plain"])
-@pytest.mark.parametrize("place", ["thread", "process"])
-@pytest.mark.parametrize("times", [120, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("place", "times"), [*QUICK, *MANY])
 def test_disconnects_at_any_moment_give_everything_back(
     alphabet: Path, request: pytest.FixtureRequest, place: str, stream: bool, times: int
 ) -> None:
-    """2,000 in a thread, 2,000 in a process."""
+    """2,000 in a thread, 1,200 in a process."""
     live, idle = request.getfixturevalue(place)
     params = {name: value for name, value in STAYS.items() if name != "prompt"}
     text = echo_text(tokenizer_of(alphabet), STAYS["prompt"], **params)
