@@ -44,7 +44,7 @@ class Checked:
     got_ms: float
     got_low_ms: float
     got_high_ms: float
-    off: float
+    off: float | None
     within: bool
     pairs: int
 
@@ -65,10 +65,26 @@ def asker(llm: LLM, tokens: int) -> Callable[[list[int]], Explanation]:
     return lambda ids: llm.explain(ids, params)
 
 
-def check(kind: str, before: Ask, after: Ask, pairs: int, chosen: Callable[[Any], bool] = lambda a: True) -> Checked:
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How many pairs, unless they take longer than so many seconds; three are made in any case."""
+
+    pairs: int
+    seconds: float
+
+    def rounds(self) -> Iterator[int]:
+        end = time.perf_counter() + self.seconds
+        for i in range(self.pairs):
+            if i < 3 or time.perf_counter() < end:
+                yield i
+
+
+def check(
+    kind: str, before: Ask, after: Ask, effort: Effort, chosen: Callable[[Any], bool] = lambda a: True
+) -> Checked:
     """`after` follows the advice of that kind (and of `chosen`) that `before` was given."""
     promised, got, whole, said = [], [], [], ""
-    for _ in range(pairs):
+    for _ in effort.rounds():
         first = before()
         advice = [a for a in first.advice if a.kind == kind and chosen(a)]
         promised.append(advice[0].saves_ms if advice else 0.0)
@@ -77,11 +93,11 @@ def check(kind: str, before: Ask, after: Ask, pairs: int, chosen: Callable[[Any]
         got.append(first.total_ms - after().total_ms)
     low, _, high = quantiles(got, n=4)
     p, g = median(promised), median(got)
-    off = p / g - 1.0 if g > 0 else float("inf")
-    return Checked(kind, said, median(whole), p, g, low, high, off, abs(p - g) <= WITHIN * abs(g), pairs)
+    off = p / g - 1.0 if g > 0 else None
+    return Checked(kind, said, median(whole), p, g, low, high, off, abs(p - g) <= WITHIN * abs(g), len(got))
 
 
-def experiments(model: str | None, pairs: int, kinds: list[str], seed: int) -> Iterator[Checked]:
+def experiments(model: str | None, effort: Effort, kinds: list[str], seed: int) -> Iterator[Checked]:
     with ExitStack() as stack:
 
         def opened(**settings: Any) -> LLM:
@@ -93,28 +109,28 @@ def experiments(model: str | None, pairs: int, kinds: list[str], seed: int) -> I
         prompts = Prompts(llm.parts.vocab_size, seed)
         ask = asker(llm, 8)
         if "cached_prefix" in kinds:
-            yield cached(ask, prompts, max(3, pairs // 3))
+            yield cached(ask, prompts, effort)
         if "shorter_prompt" in kinds:
             long, short = (lambda: ask(prompts.make(700))), (lambda: ask(prompts.make(700 - SHORTER)))
-            yield check("shorter_prompt", long, short, pairs)
+            yield check("shorter_prompt", long, short, effort)
         if "max_tokens" in kinds:
             much, half = asker(llm, 128), asker(llm, 64)
-            yield check("max_tokens", lambda: much(prompts.make(64)), lambda: half(prompts.make(64)), pairs)
+            yield check("max_tokens", lambda: much(prompts.make(64)), lambda: half(prompts.make(64)), effort)
         if "kv_format" in kinds:
             wide, ids = opened(kv="bf16"), prompts.make(3000)
             before, after = asker(wide, 48), asker(llm, 48)
             before(ids), after(ids)  # from here on the prompt is cached in both
             yield check(
-                "kv_format", lambda: before(ids), lambda: after(ids), pairs, lambda a: a.figures["kv"] == "int8"
+                "kv_format", lambda: before(ids), lambda: after(ids), effort, lambda a: a.figures["kv"] == "int8"
             )
         if "threads" in kinds:
             alone = opened(threads=1)
             if alone.setting.wider is not None:
                 slow, quick = asker(alone, 32), asker(llm, 32)
-                yield check("threads", lambda: slow(prompts.make(64)), lambda: quick(prompts.make(64)), pairs)
+                yield check("threads", lambda: slow(prompts.make(64)), lambda: quick(prompts.make(64)), effort)
 
 
-def cached(ask: Callable[[list[int]], Explanation], prompts: Prompts, pairs: int) -> Checked:
+def cached(ask: Callable[[list[int]], Explanation], prompts: Prompts, effort: Effort) -> Checked:
     """The same prompt twice: the second finds what the first has computed."""
     asked: list[list[int]] = []
 
@@ -122,7 +138,7 @@ def cached(ask: Callable[[list[int]], Explanation], prompts: Prompts, pairs: int
         asked.append(prompts.make(1500))
         return ask(asked[-1])
 
-    return check("cached_prefix", first, lambda: ask(asked[-1]), pairs)
+    return check("cached_prefix", first, lambda: ask(asked[-1]), effort)
 
 
 KINDS = ("cached_prefix", "shorter_prompt", "max_tokens", "kv_format", "threads")
@@ -132,6 +148,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model")
     parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=25.0, help="for each kind, beyond its first three pairs")
     parser.add_argument("--only", default=",".join(KINDS), metavar="KIND,...")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save", type=Path)
@@ -140,11 +157,12 @@ def main() -> int:
     if given.pairs < 3 or not set(kinds) <= set(KINDS):
         parser.error(f"at least 3 pairs, and kinds of {', '.join(KINDS)}")
     began, rows = time.perf_counter(), []
-    for row in experiments(given.model, given.pairs, kinds, given.seed):
+    for row in experiments(given.model, Effort(given.pairs, given.seconds), kinds, given.seed):
         rows.append(asdict(row))
+        off = "" if row.off is None else f"{100 * row.off:+5.1f} % "
         print(
             f"{row.kind:<15} of {row.before_ms:7.1f} ms promised {row.promised_ms:7.1f}, got {row.got_ms:7.1f} "
-            f"({row.got_low_ms:.1f} to {row.got_high_ms:.1f}): {100 * row.off:+5.1f} % "
+            f"({row.got_low_ms:.1f} to {row.got_high_ms:.1f}): {off}"
             f"{'within' if row.within else 'NOT within'} {100 * WITHIN:.0f} %",
             flush=True,
         )
