@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import pytest
 from apart import Apart, apart, echo_command, echo_text, tokenizer_of
 from live import UNSPEAKABLE, Live, Reply
+
+from legato.server.metrics import resident_bytes
 
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -86,6 +90,10 @@ def test_figures_cross(far: Apart, letters: Live) -> None:
         {line.split("{")[0].split(" ")[0] for line in live.ask("GET", "/metrics").body.decode().splitlines()}
         for live in (far.live, letters)
     ]
+    told = far.live.ask("GET", "/metrics").body.decode()
+    memory = int(told.split("\nprocess_resident_memory_bytes ")[1].split()[0])
+    engines, ours = resident_bytes(far.pid), resident_bytes()
+    assert sys.platform != "linux" or (engines > 10e6 and abs(memory - engines - ours) < 0.1 * memory)
     measured = {"legato_wall_seconds_total", "legato_read_bytes_total"}  # there, and not for this fixture
     assert names[0] - measured == names[1]
     far.live.wait(lambda: far.live.stats()["total"]["output_tokens"] > 5, 2, "told")
@@ -124,9 +132,6 @@ def test_a_deadline_ends_an_answer_there(alphabet: Path) -> None:
 
 
 def test_what_is_no_part_of_an_engine_is_not_loaded_with_it() -> None:
-    import subprocess
-    import sys
-
     code = (
         "import sys, legato.server.engine_child; sys.exit(any(m in sys.modules for m in ('uvicorn', 'rich', 'click')))"
     )

@@ -74,6 +74,10 @@ class Bridge(Protocol):
         """How many engines were started after the first."""
 
     @property
+    def pid(self) -> int:
+        """Of the engine's process; 0: it is this one, or there is none."""
+
+    @property
     def lost(self) -> asyncio.Future[LegatoError]:
         """Done, with the reason, when the server has to end because there is no engine and none will come."""
 

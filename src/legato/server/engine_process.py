@@ -113,7 +113,6 @@ class EngineProcess:
 
     @property
     def pid(self) -> int:
-        """Of the child that there is; 0 without one."""
         return 0 if self._link is None else self._link.pid
 
     # -- what a bridge does ---------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ class EngineThread:
         self._snapshot: Snapshot | None = None
         self._progress: Progress | None = Progress("reading the model's files")
         self.lost: asyncio.Future[LegatoError] = loop.create_future()  # never done: its server stays, and says so
-        self.num_restarts = 0
+        self.num_restarts = self.pid = 0
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
     # -- on the event loop ----------------------------------------------------------------------------------------

@@ -55,8 +55,11 @@ def families(service: Service, healthy: bool) -> Iterator[Family]:
     yield from _of_meters(service.meters)
     yield _gauge("requests_in_flight", "Answers that the engine still has to end", service.num_in_flight)
     yield _counter("engine_restarts_total", "Engines started after the first", service.bridge.num_restarts)
-    yield _process("resident_memory_bytes", "gauge", "Memory in use", resident_bytes())
-    yield _process("cpu_seconds_total", "counter", "Processor time of all threads", time.process_time())
+    pid = service.bridge.pid
+    memory = resident_bytes() + (resident_bytes(pid) if pid else 0)
+    seconds = time.process_time() + (cpu_seconds(pid) if pid else 0.0)
+    yield _process("resident_memory_bytes", "gauge", "Memory in use, of the engine's process too", memory)
+    yield _process("cpu_seconds_total", "counter", "Processor time of all threads, the engine's too", seconds)
     snapshot = service.bridge.snapshot()
     if snapshot is None or not service.has_model:
         return
@@ -223,11 +226,22 @@ def _histogram(name: str, text: str, found: Histogram) -> Family:
     return Family(f"legato_{name}", "histogram", text, tuple(samples))
 
 
-def resident_bytes() -> int:
-    """Memory of this process that is in RAM."""
+def cpu_seconds(pid: int) -> float:
+    """Processor time of another process; 0 where the system does not tell."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        told = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK")  # user and system
     except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def resident_bytes(pid: int = 0) -> int:
+    """Memory of this process, or of another, that is in RAM; 0 where the system does not tell of others."""
+    try:
+        return int(Path(f"/proc/{pid or 'self'}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        if pid:
+            return 0
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)
