@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from legato import LLM, SamplingParams
 from legato.bench.beside import Beside
 from legato.bench.cache import CacheResult, bench_cache, ratios_by_sums
+from legato.bench.drive import drive
 from legato.bench.fits import costs_of, fit, fit_rising
 from legato.errors import UsageError
 from legato.kernels.cpu import load_library
@@ -143,6 +144,28 @@ def test_an_error_in_mid_run_keeps_what_was_measured(
     assert [row["prompt"] for row in only_json(ran.out)] == [1, 20]
     assert "<b>Partial:</b> the sky fell." in report.read_text()
     assert json.loads(report.with_suffix(".json").read_text())["partial"] == "the sky fell"
+
+
+def test_a_cache_experiment_that_fails_prints_and_keeps_what_it_has(
+    run: Run, alphabet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import legato.bench.cache as module
+
+    drives = iter(range(100))
+
+    def fails(*args: Any) -> Any:
+        if next(drives) == 4:  # a warm-up, a run each way, then the second run without a cache
+            raise OSError("out of luck")
+        return drive(*args)
+
+    monkeypatch.setattr(module, "drive", fails)
+    report = tmp_path / "out.html"
+    ran = run("bench", "cache", "-m", alphabet, *EXPERIMENTS["cache"], "--json", "--report", report)
+    [shown] = only_json(ran.out)
+    assert ran.code == 1 and "error: unexpected OSError: out of luck" in ran.err
+    assert shown["partial"] and shown["runs"] == 1 and shown["tokens"] == 12
+    assert "stopped early: 12 tokens, 1 whole runs each way" in ran.err
+    assert "<b>Partial:</b> out of luck." in report.read_text()
 
 
 def test_ctrl_c_in_mid_run_keeps_what_was_measured(endless: Path, tmp_path: Path, environ: dict[str, str]) -> None:

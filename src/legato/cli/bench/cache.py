@@ -5,6 +5,7 @@ Knows: its options and what it prints. Does not know: how it is measured or show
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,12 +59,15 @@ def command(
         ids = _prompt_ids(llm, prompt, tokens)
         kept.settings |= receipt(llm) | {"prompt": prompt or PROMPT, "tokens": tokens, "runs": runs}
         terminal.dim(described(receipt(llm)))
-        done = bench_cache(llm, ids, tokens, runs, bar, lambda partial: kept.rows.append(_shown(partial)))
+
+        def stopped(partial: CacheResult) -> None:
+            kept.rows.append(_shown(partial) | {"partial": True})
+            _tell(partial, kept.rows[0], terminal, as_json)
+            terminal.note(f"stopped early: {partial.tokens} tokens, {partial.runs} whole runs each way")
+
+        done = bench_cache(llm, ids, tokens, runs, bar, stopped)
         kept.rows.append(_shown(done))
-    if as_json:
-        terminal.json(kept.rows[0])
-    else:
-        _tell(done, terminal)
+    _tell(done, kept.rows[0], terminal, as_json)
     if done.first_difference is None:
         terminal.dim(f"{tokens} tokens, {runs} runs each way; all wrote the same tokens")
     else:
@@ -77,7 +81,10 @@ def _prompt_ids(llm: LLM, prompt: str | None, tokens: int) -> list[int]:
     return llm.tokenizer.encode(PROMPT)[: max(1, llm.context_length - tokens)]
 
 
-def _tell(done: CacheResult, terminal: Terminal) -> None:
+def _tell(done: CacheResult, shown: Mapping[str, Any], terminal: Terminal, as_json: bool) -> None:
+    if as_json:
+        terminal.json(shown)
+        return
     for title, spread in (("with cache", done.cached), ("without", done.naive)):
         terminal.answer(f"{title:<11} {spread.mean_s:9.3f} s  +- {spread.std_s:.3f} s\n")
     terminal.answer(f"ratio       {done.ratio:9.2f}   (by the sums: {done.curve[-1].ratio_by_sums:.2f})\n")
