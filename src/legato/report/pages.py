@@ -20,6 +20,7 @@ PAGES: dict[str, str] = {
     "explain": "legato.report.explain",
     "plan": "legato.report.plan",
     "serve": "legato.report.serve",
+    "compare": "legato.report.compare",
 }
 
 
