@@ -20,6 +20,7 @@ from legato.measure.cost import Role, attention_flops
 from legato.measure.explain import LABELS, explain, token_line
 from legato.measure.line import fit_line
 from legato.measure.machine import Machine
+from legato.measure.step_time import Load, StepCost, StepTimeModel
 
 NORM = NormSpec(NormKind.RMS, 1e-5)
 LAYER = LayerSpec(AttentionSpec(8, 2, 64, 0.125), MlpSpec(MlpKind.GATED, 1024, Activation.SILU), NORM, NORM)
@@ -113,6 +114,15 @@ def test_the_json_has_the_fields_that_were_promised() -> None:
     assert sum(gaps) == pytest.approx(shown["steps"][-1]["at_ms"] - 1.0, abs=1e-3)
     for advice in shown["advice"]:
         assert {"kind", "do", "saves_ms", "share", "of", "figures", "assumed"} == set(advice)
+
+
+def test_what_the_cache_saved_is_what_the_engine_expected_of_it() -> None:
+    case = lived(600, 512, 8)
+    model = StepTimeModel(StepCost(1e-3, 2e-4, 1e-5, 1e-6, 1e-7, 1e-4))
+    case.account.costs = model.costs
+    saved = explain(case).parts[4].figures["saved_ms"]
+    assert saved == pytest.approx(1e3 * sum(model.seconds(Load.of_rows(a, a + 256)) for a in (0, 256)))
+    assert explain(lived(600, 0, 8)).parts[4].figures == {"tokens": 0, "saved_ms": 0.0}
 
 
 def test_an_answer_that_never_ran_is_explained_by_what_there_is() -> None:

@@ -47,7 +47,7 @@ def command(
     report: Path | None,
     as_json: bool,
     **options: Any,
-) -> int:
+) -> None:
     """Answer PROMPT (`-`: standard input) on a warm engine; show where its time went, and what would help."""
     from legato.cli.answer import interrupted, show_answer
     from legato.cli.loading import open_llm
@@ -68,7 +68,7 @@ def command(
         if completion.error is not None:
             raise EngineError(completion.error)
         if interrupted(completion):
-            return 130
+            raise KeyboardInterrupt
         explanation = completion.explain(llm.setting)
         shown = explanation.as_json()
         kept.rows += [{k: v for k, v in part.items() if k != "figures"} for part in shown["summary"]["parts"]]
@@ -78,7 +78,6 @@ def command(
         else:
             for line in told(explanation):
                 terminal.answer(line, end="\n")
-    return 0
 
 
 def warm(llm: LLM, plain: bool) -> None:

@@ -49,6 +49,8 @@ def _line(part: Part, at: float, total_ms: float, walls: bool) -> str:
     label = LABELS[part.name]
     if "tokens" in part.figures:
         label += f", {part.figures['tokens']} tokens"
+    if part.figures.get("saved_ms"):
+        label += f" (some {_seconds(part.figures['saved_ms'])} saved)"
     text = f"{label:<29} {part.ms:>9.2f}  {100 * part.share:>4.1f} %"
     if walls:
         wall = "" if part.wall_ms is None else f"{part.wall_ms:.2f}"

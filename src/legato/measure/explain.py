@@ -26,7 +26,8 @@ from legato.measure.case import Case, decode_kv_bytes, weight_bytes
 from legato.measure.cost import Role
 from legato.measure.line import Line, fit_line
 from legato.measure.machine import Machine
-from legato.measure.predict import Predictor
+from legato.measure.predict import Predictor, chunks
+from legato.measure.step_time import DENSE, Load
 
 LABELS = {
     "template": "template",
@@ -160,7 +161,8 @@ def parts_of(case: Case) -> list[Part]:
     for name in ("template", "tokenise", "grammar"):
         part(name, "before", visit.laps.get(name, 0.0))
     part("queue", "before", max(0.0, account.begun - usage.marks.get("arrived", account.begun)))
-    part("prefill_cached", "prefill", 0.0, tokens=usage.num_cached_tokens)
+    saved = expected_s(account.costs, usage.num_cached_tokens, case.setting.chunk)
+    part("prefill_cached", "prefill", 0.0, tokens=usage.num_cached_tokens, saved_ms=1e3 * saved)
     part("prefill_computed", "prefill", first.own, tokens=case.computed, **_split(first))
     decode_bytes = weight_bytes(case.setting) * case.decoded
     part("weights", "decode", later.weights, bytes=decode_bytes)
@@ -177,6 +179,19 @@ def parts_of(case: Case) -> list[Part]:
     told = sum(p.ms for p in parts) / 1e3
     part("unexplained", "after", total - told)
     return parts
+
+
+def expected_s(costs: Sequence[float], tokens: int, chunk: int) -> float:
+    """What the first `tokens` of a prompt would take alone by the engine's fitted costs, in the order of `StepCost`."""
+    if not costs:
+        return 0.0
+    step, row, dense_row, kv_token, visit, _ = costs
+    seconds = 0.0
+    for piece in chunks(0, tokens, chunk):
+        load = Load.of_rows(piece.start, piece.start + piece.length)
+        seconds += step + row * load.rows + dense_row * max(0, load.rows - DENSE)
+        seconds += kv_token * load.kv_tokens + visit * load.visited
+    return seconds
 
 
 def _split(felt: Felt) -> dict[str, float]:
