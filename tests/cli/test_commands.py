@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from alphabet import CONTEXT, write_alphabet, write_folder
 
+from legato.bench.offline import varied
 from legato.cli.group import COMMANDS
 from legato.kernels.cpu import load_library
 
@@ -248,6 +249,17 @@ def test_bench_offline(run: Run, alphabet: Path) -> None:
     assert shown["seconds"] >= shown["prefill_s"] + shown["decode_s"] > 0
     [shared] = only_json(run(*args, "--shared-prefix", "48").out)
     assert shared["cached_tokens"] == 5 * 48
+    for more in ([], ["--static"]):
+        [varied] = only_json(run(*args, "-n", "20", "--vary", *more).out)
+        assert (varied["vary"], varied["static"], varied["decode"]) == (True, bool(more), 4)
+
+
+def test_lengths_that_vary_keep_their_mean() -> None:
+    for count, mean in ((1, 9), (2, 1), (7, 4), (32, 128)):
+        lengths = varied(count, mean)
+        assert len(lengths) == count and sum(lengths) == count * mean
+        assert min(lengths) >= 1 and max(lengths) < 2 * mean and lengths == varied(count, mean)
+    assert len(set(varied(32, 128))) > 16
 
 
 @pytest.mark.parametrize(
@@ -261,6 +273,7 @@ def test_bench_offline(run: Run, alphabet: Path) -> None:
         ["bench", "cache", "--prompt", ""],
         ["bench", "offline", "--prompt", "200"],
         ["bench", "offline", "-n", "0"],
+        ["bench", "offline", "--vary", "--decode", "60", "--prompt", "60"],
         ["bench", "nothing"],
         ["bench", "cache", "--tokens", "2", "--runs", "1", "--save", "/no/such/folder/x.json"],
     ],

@@ -30,6 +30,7 @@ OFFLINE_ITL_MS = 60_000.0  # nobody reads along: whole steps
     "--shared-prefix", type=click.IntRange(0), default=0, metavar="P", help="cached tokens before each prompt"
 )
 @click.option("--static", is_flag=True, help="batches of max_seqs that nobody joins, as a baseline")
+@click.option("--vary", is_flag=True, help="answers of 1 to 2 x --decode tokens, --decode on average")
 @save_option
 @json_option
 def command(
@@ -38,6 +39,7 @@ def command(
     decode: int,
     shared_prefix: int,
     static: bool,
+    vary: bool,
     save: Path | None,
     as_json: bool,
     **options: Any,
@@ -49,14 +51,14 @@ def command(
     from legato.measure.energy import Tab
 
     config = config_of(options)
-    if config.sources["max_seqs"] == "default":
+    if config.sources["max_seqs"] == "default" and not (static or vary):  # all at once would be one batch either way
         config = replace(config, max_seqs=requests)
     if config.itl_slo_ms is None:
         config = replace(config, itl_slo_ms=OFFLINE_ITL_MS)
     terminal = Terminal(config.color)
     with open_llm(config, terminal, capacity=True) as llm, terminal.bar() as bar:
         tab = Tab(llm.rates)
-        done = bench_offline(llm, requests, prompt, decode, shared_prefix, bar, static)
+        done = bench_offline(llm, requests, prompt, decode, shared_prefix, bar, static, vary)
         settings = receipt(llm)
         shown = rounded(asdict(done) | tab.row(done.seconds, requests * decode))
     save_rows(save, "offline", settings, [shown], terminal)
