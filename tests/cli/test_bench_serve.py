@@ -173,6 +173,14 @@ def test_our_own_server_is_started_and_ended(run: Callable[..., Any], alphabet: 
     assert ran.code == 1 and "our own server did not start" in ran.err and "none.gguf" in ran.err
 
 
+def test_our_own_server_may_want_keys(
+    run: Callable[..., Any], alphabet: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ["LEGATO_API_KEYS"] = "a-key-of-the-environment"
+    ran = run("bench", "serve", "-m", alphabet, "-n", "2", "--prompt", "10", "--decode", "3", "--concurrency", "2")
+    assert ran.code == 0 and "2 of 2 answers" in ran.out, ran.err
+
+
 def test_a_report_of_several_loads(run: Callable[..., Any], tmp_path: Path) -> None:
     with running(FakeServer(pace=0.002)) as server:
         ran = run(*SMALL, "--url", server.url, "--concurrency", "3,1", "--report", tmp_path / "load.html")
@@ -183,14 +191,26 @@ def test_a_report_of_several_loads(run: Callable[..., Any], tmp_path: Path) -> N
     assert "100 a second" in (tmp_path / "alone.html").read_text()
 
 
-def test_joules_and_money_where_they_are_declared(run: Callable[..., Any], alphabet: Path) -> None:
+def test_joules_and_money_where_they_are_declared(run: Callable[..., Any], alphabet: Path, tmp_path: Path) -> None:
     with running(FakeServer()) as server:
-        ran = run(*SMALL, "--url", server.url, "--watts", "50", "--price-per-hour", "0.36", "--json")
+        ran = run(
+            *SMALL,
+            "--url",
+            server.url,
+            "--watts",
+            "50",
+            "--price-per-hour",
+            "0.36",
+            "--json",
+            "--report",
+            tmp_path / "bill.html",
+        )
         table = run(*SMALL, "--url", server.url, "--watts", "50")
         plain = run(*SMALL, "--url", server.url, "--json")
     row = json.loads(ran.out)
     assert row["energy_source"] == "declared" and row["energy_j"] == pytest.approx(50 * row["seconds"], rel=1e-3)
     assert row["price_per_million_tokens"] == pytest.approx(1e6 * 0.0001 * row["seconds"] / 24, rel=1e-3)
+    assert "energy (J/token)" in (tmp_path / "bill.html").read_text()
     assert "J (declared)" in table.out and "price" not in table.out
     assert not {"energy_j", "price"} & json.loads(plain.out).keys()
     offline = run(

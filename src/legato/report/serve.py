@@ -29,6 +29,12 @@ COLUMNS = (
     Column("lag_p99", "generator's lag p99 (ms)"),
 )
 
+BILL = (
+    Column("energy_j_per_token", "energy (J/token)", 3),
+    Column("energy_source", "energy's source"),
+    Column("price_per_million_tokens", "a million tokens (price)", 3),
+)
+
 
 def page(record: Record) -> Page:
     rows = [{**row, "at": row["concurrency"] if row["rate"] is None else row["rate"]} for row in record.rows]
@@ -48,7 +54,10 @@ def page(record: Record) -> Page:
         f"Load on {settings.get('model', 'a server')}",
         _finding(rows, names),
         plots,
-        Table(COLUMNS, [_flat(row, name) for row, name in zip(rows, names, strict=True)]),
+        Table(
+            (*COLUMNS, *(column for column in BILL if any(column.key in row for row in rows))),
+            [_flat(row, name) for row, name in zip(rows, names, strict=True)],
+        ),
         (
             *(f"{name}: {text}." for name, text in settings.get("formulas", {}).items()),
             f"{settings.get('prompt')} prompt tokens ({settings.get('prompt_length')}), "

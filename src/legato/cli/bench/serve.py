@@ -9,7 +9,7 @@ import asyncio
 import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import click
 from legato.cli.bench.common import billed, positive_numbers, rounded, whole_numbers
 from legato.cli.options import bench_options, bill_options, config_of, json_option, report_option, save_option
 from legato.cli.terminal import Terminal
+from legato.config import ServeConfig
 from legato.errors import LegatoError, UsageError
 
 if TYPE_CHECKING:
@@ -94,9 +95,13 @@ def command(save: Path | None, report: Path | None, as_json: bool, **options: An
 
     url, given = options.pop("url"), {name: options.get(name) for name in ("model", *_SERVED)}
     config = config_of(options)
+    if url is None and options["api_key"]:
+        raise UsageError("--api-key is for the server at --url; leave it out, or give --url")
     asked, terminal = _asked(options), Terminal(config.color)
+    if url is None:
+        asked = replace(asked, api_key=next(iter(ServeConfig.resolve().api_keys), None))  # the environment's
     model = config.model if config.sources["model"] == "argument" else None
-    served = _server_options(given, asked) if url is None else _no_server_options(given)
+    served = _server_options(given, asked.levels, asked.requests) if url is None else _no_server_options(given)
     with keeping("serve", save, report, terminal) as kept:
         with own_server(served) if url is None else nullcontext(url) as where:
             rates, notes = open_rates(
@@ -133,12 +138,10 @@ def _asked(options: dict[str, Any]) -> Asked:
     return Asked(levels=levels, limits=limits, **options)
 
 
-def _server_options(given: dict[str, Any], asked: Asked) -> list[str]:
+def _server_options(given: dict[str, Any], levels: list[Level], requests: int) -> list[str]:
     words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
-    together = max(level.concurrency or 16 for level in asked.levels)
-    if asked.api_key:
-        raise UsageError("--api-key is for the server at --url; leave it out, or give --url")
-    return [*words, f"--max-seqs={min(together, 4096)}", f"--queue={min(65536, max(asked.requests, 64))}"]
+    together = max(level.concurrency or 16 for level in levels)
+    return [*words, f"--max-seqs={min(together, 4096)}", f"--queue={min(65536, max(requests, 64))}"]
 
 
 def _no_server_options(given: dict[str, Any]) -> list[str]:
