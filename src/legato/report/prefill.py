@@ -105,7 +105,7 @@ def _seconds(ms: float) -> str:
 def _notes(rows: Sequence[Mapping[str, Any]], parabola: Fit) -> list[str]:
     last = rows[-1]
     tops = last["product_tops"]
-    rate = f" (10¹² operations/s: {number(tops, 3)})" if tops else ""
+    rate = f", {number(tops, 3)} · 10¹² operations/s" if tops else ""
     return [
         f"One prompt at a time, random tokens, nothing cached; the median of {last['runs']} runs and their standard "
         "deviation.",
