@@ -32,7 +32,24 @@ def test_a_waterfall_and_advice_are_printed(run: Run, alphabet: Path) -> None:
     assert first.startswith("20 tokens after ") and "the first after" in first
     for words in ("prompt, computed", "decode: reading weights", "unexplained", "ms a token", "what would save most"):
         assert any(line.startswith(words) for line in lines), words
-    assert "legato calibrate" in done.out and "\x1b" not in done.out
+    assert "no share of walls is told: the reference backend has none" in done.out and "\x1b" not in done.out
+
+
+def test_a_machine_never_calibrated_is_told_how_to_mend_that(run: Run, alphabet: Path) -> None:
+    library = load_library()
+    if isinstance(library, str):
+        pytest.skip(library)
+    done = run("explain", "abc", "-m", alphabet, "--max-tokens", "4", "--backend", "native")
+    [line] = [line for line in done.out.splitlines() if "never calibrated" in line]
+    assert done.code == 0 and "run `legato calibrate`" in line
+
+
+def test_a_first_ctrl_c_ends_it_as_one(
+    run: Run, alphabet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("legato.cli.answer.interrupted", lambda completion: True)
+    done = run("explain", "abc", "-m", alphabet, "--max-tokens", "4", "--report", tmp_path / "page.html", "--json")
+    assert done.code == 130 and done.out == "" and not list(tmp_path.iterdir())
 
 
 def test_the_json_is_one_object(run: Run, alphabet: Path) -> None:
