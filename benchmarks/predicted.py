@@ -5,10 +5,11 @@
     python benchmarks/predicted.py -m smollm2-135m -m qwen.gguf          and a file of benchmarks/random_model.py
 
 Predictions come from the machine's rates alone, measured with made-up models of other shapes; the models themselves
-are never run for them. Calibration and measuring alternate, round by round, because memory's speed changes by the
-minute; both sides take the same quantile of what all rounds together brought. Streams get their depth without
-computing it (the pages are real memory with nothing in it, in order): a step's time depends on how many keys and values
-it reads, not on what they are. Prompts of the time to first token are computed for real.
+are never run for them. Calibration and measuring alternate, because memory and clocks change by the minute: a round of
+measuring is judged by the calibrations right before and right after it, and the median over the rounds is told. Both
+sides take the same quantile of repetitions. Streams get their depth without computing it (the pages are real memory,
+nothing in it, in order): a step's time depends on how many keys and values it reads, not on what they are. Prompts of
+the time to first token are computed for real.
 
 Knows: made-up requests, the engine's steps, `measure.predict`. Does not know: how rates are measured.
 """
@@ -20,7 +21,6 @@ import json
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,13 +28,15 @@ from typing import Any
 from legato import LLM
 from legato.assemble import open_source, step_bits
 from legato.bench.drive import Requests, drive
+from legato.bench.found import Found, quantile
 from legato.bench.record import save_record
 from legato.bench.walls import Calibration
 from legato.config import Config
 from legato.core.plan import Plan, SliceResult
 from legato.engine import Engine
 from legato.measure import cost
-from legato.measure.predict import Predictor
+from legato.measure.machine import Machine
+from legato.measure.predict import Predictor, StepTime
 from legato.models.load import read_blueprint
 from legato.runtime.runner import Runner
 from legato.schedule.budget import WholeSteps
@@ -72,8 +74,8 @@ class Measured:
         self.name = self.llm.name
         parts = self.llm.parts
         self.requests = Requests(parts.vocab_size)
-        self.itl: dict[tuple[int, int], list[float]] = {}
-        self.ttft: dict[int, list[float]] = {}
+        self.itl: dict[tuple[int, int], list[list[float]]] = {}  # by point, then round
+        self.ttft: dict[int, list[list[float]]] = {}
 
     def _engine(self, runner: Any, max_tokens: int) -> Engine:
         """A fresh one: its pages lie in order. Scattered ones are read up to 1.6 times as slowly."""
@@ -94,10 +96,10 @@ class Measured:
         for depth in DEPTHS:
             for batch in BATCHES:
                 if depth * batch <= MOST_TOKENS:
-                    self.itl.setdefault((depth, batch), []).extend(self._steps(depth, batch))
+                    self.itl.setdefault((depth, batch), []).append(self._steps(depth, batch))
                     yield
         for prompt in PROMPTS:
-            self.ttft.setdefault(prompt, []).extend(self._prompts(prompt))
+            self.ttft.setdefault(prompt, []).append(self._prompts(prompt))
             yield
 
     def _prompts(self, prompt: int) -> list[float]:
@@ -130,29 +132,35 @@ class Measured:
             engine.step()
         return taken[1:]  # the first one came after steps that computed nothing
 
-    def rows(self, calibration: Calibration, quantile: float) -> Iterator[dict[str, Any]]:
+    def rows(self, machines: Sequence[Machine], part: float) -> Iterator[dict[str, Any]]:
+        """A row a point; `machines` are the calibrations around each round of measuring."""
         parts = self.llm.parts
         bits = step_bits(parts.config, parts.blueprint, parts.backend)
-        predictor = Predictor(parts.spec, bits, str(parts.kv_format), calibration.machine(quantile))
-        for (depth, batch), seconds in self.itl.items():
-            found = predictor.itl(max(1, depth) + STEPS // 2, batch)
-            yield _row(self.name, "itl", {"depth": depth, "batch": batch}, found, _quantile(seconds, quantile))
-        for prompt, seconds in self.ttft.items():
-            found = predictor.ttft(prompt)
-            yield _row(self.name, "ttft", {"prompt": prompt}, found, _quantile(seconds, quantile))
+        predictors = [Predictor(parts.spec, bits, str(parts.kv_format), machine) for machine in machines]
+        for (depth, batch), rounds in self.itl.items():
+            found = [p.itl(max(1, depth) + STEPS // 2, batch) for p in predictors]
+            yield _row(self.name, "itl", {"depth": depth, "batch": batch}, found, [quantile(r, part) for r in rounds])
+        for prompt, rounds in self.ttft.items():
+            found = [p.ttft(prompt) for p in predictors]
+            yield _row(self.name, "ttft", {"prompt": prompt}, found, [quantile(r, part) for r in rounds])
 
 
-def _row(model: str, what: str, point: dict[str, int], found: Any, seconds: float) -> dict[str, Any]:
+def _row(
+    model: str, what: str, point: dict[str, int], found: Sequence[StepTime], seconds: Sequence[float]
+) -> dict[str, Any]:
+    """Medians over the rounds; the error is that of the prediction and the steps of one round."""
     parts = ("weights", "products", "kv", "attention", "layers", "host")
+    errors = [100 * (f.seconds / s - 1) for f, s in zip(found, seconds, strict=True)]
     return {
         "model": model,
         "what": what,
         **point,
-        "predicted_ms": 1e3 * found.seconds,
-        "measured_ms": 1e3 * seconds,
-        "error_percent": 100 * (found.seconds / seconds - 1),
-        "inside": found.low <= seconds <= found.high,
-        "parts_ms": {name: float(f"{1e3 * getattr(found, name):.4g}") for name in parts},
+        "predicted_ms": 1e3 * median(f.seconds for f in found),
+        "measured_ms": 1e3 * median(seconds),
+        "error_percent": median(errors),
+        "errors_percent": [float(f"{error:.3g}") for error in errors],
+        "inside": sum(f.low <= s <= f.high for f, s in zip(found, seconds, strict=True)) / len(found),
+        "parts_ms": {name: float(f"{1e3 * median(getattr(f, name) for f in found):.4g}") for name in parts},
     }
 
 
@@ -167,26 +175,31 @@ class _Quiet:
         pass
 
 
-def _quantile(values: Sequence[float], quantile: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))]
-
-
-def measure(models: Sequence[str | None], rounds: int, quantile: float) -> list[dict[str, Any]]:
+def measure(models: Sequence[str | None], rounds: int, part: float) -> list[dict[str, Any]]:
     measured = [Measured(model) for model in models]
     backend = measured[0].llm.parts.backend
-    calibration = Calibration(backend, backend.isa, backend.threads)
+    calibration = Calibration(backend, backend.threads)
     for _ in calibration.open():
         pass
+    machines: list[list[Machine]] = [[] for _ in measured]
+    before = calibrated(calibration)
     for number in range(rounds):
         started = time.perf_counter()
-        for model in measured:
-            for _ in chain(calibration.round(), model.points()):
+        for model, mine in zip(measured, machines, strict=True):
+            for _ in model.points():
                 pass
-        for _ in calibration.round():
-            pass
+            after = calibrated(calibration)
+            mine.append((before + after).machine(backend.isa, backend.threads, part))
+            before = after
         print(f"round {number + 1} of {rounds}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    return [row for model in measured for row in model.rows(calibration, quantile)]
+    return [row for model, mine in zip(measured, machines, strict=True) for row in model.rows(mine, part)]
+
+
+def calibrated(calibration: Calibration) -> Found:
+    found = Found()
+    for _ in calibration.round(found):
+        pass
+    return found
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from legato.bench.found import Found
 from legato.bench.made_up import batch_of, layers_of, made_up_spec
 from legato.bench.rates import LAPS, Load, Shape, Steps, attention_rates, fit, product_rates
 from legato.bench.walls import DECODES, FEW_LOOKS, LOOKS, PRODUCTS, ROWS
@@ -22,7 +23,7 @@ from legato.weights.tensor import WeightFormat
 Q4, Q8 = WeightFormat.Q4_0, WeightFormat.Q8_0
 WEIGHT = {Q4: 4e-12, Q8: 6e-12}  # seconds a weight and row, and no less than for 3 rows
 INPUT, MATRIX = 1.2e-9, 1e-6
-HIDDEN = AttentionRate("int8", 2e-6, 1.5e-9, 5e-7, 2.2e-11, 1.2e-11, 1.1e-11)
+HIDDEN = AttentionRate("int8", 2e-6, 1.5e-9, 5e-7, 2.2e-11, 1.2e-11, 1.1e-11, start=5e-6)
 
 
 def shape(width: int, group: int, weights: WeightFormat = Q4, kv: KvFormat = KvFormat.INT8, dim: int = 64) -> Shape:
@@ -38,7 +39,12 @@ def step(shape: Shape, load: Load, rate: AttentionRate, wait: float, noise: floa
         m = matrices[role]
         each = m.elements * WEIGHT[shape.weights] * max(3, load.rows) + load.rows * m.cols * INPUT + MATRIX
         laps[lap] = spec.num_layers * each
-    looked = rate.layer + rate.stream * load.streams + rate.number * load.rows * (a.q_size + 2 * a.kv_size)
+    looked = (
+        rate.layer
+        + rate.start * (load.start >= 256)
+        + rate.stream * load.streams
+        + rate.number * load.rows * (a.q_size + 2 * a.kv_size)
+    )
     if load.length > FEW_ROWS:
         looked += rate.prompt_pair * load.pairs * a.q_size
     else:
@@ -116,3 +122,27 @@ def test_a_made_up_model_has_the_bytes_asked_for() -> None:
         spec = made_up_spec(width, layers=layers_of(width, Q4, 64 << 20))
         weights = sum(m.elements for layer in spec.layers for m in cost.layer_matrices(spec, layer))
         assert 0.85 < weights * 4.5 / 8 / (64 << 20) < 1.15
+
+
+def test_rounds_add_up_to_what_they_would_have_found_together() -> None:
+    one, other = Found(reading={"all": [40.0]}, overheads=[1e-4]), Found(reading={"all": [50.0], "1": [30.0]})
+    small, load = shape(512, 2), Load(1, 0)
+    one.of(small, load).taken.append((1.0, {"qkv": 1.0}))
+    other.of(small, load).taken.append((2.0, {"qkv": 2.0}))
+    other.host[1, 1] = [2e-4]
+    both = one + other
+    assert both.reading == {"all": [40.0, 50.0], "1": [30.0]} and both.host == {(1, 1): [2e-4]}
+    assert [seconds for seconds, _ in both.of(small, load).taken] == [1.0, 2.0]
+    assert len(one.of(small, load).taken) == 1, "neither is changed"
+
+
+def test_no_rate_is_nothing_however_wild_the_steps() -> None:
+    """On a busy machine one step takes ten times as long as its neighbours."""
+    rng, steps = random.Random(5), steps_of([shape(1024, 8), shape(512, 2)], PRODUCTS)
+    for s in steps:
+        s.taken = [
+            (t * f, {name: x * f for name, x in laps.items()}) for t, laps in s.taken for f in [rng.choice((1, 10))]
+        ]
+    rates, inputs = product_rates(steps, MATRIX, quantile=0.25)
+    for n in ROWS:
+        assert rates[0].seconds[n] > 0.25 * WEIGHT[Q4] * n and inputs[n] >= 0

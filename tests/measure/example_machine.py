@@ -25,7 +25,7 @@ MACHINE = Machine(
     products=(ProductRate("q4_0", 4.5, Q4), ProductRate("q8_0", 8.5, Q8)),
     rows=RowCosts(INPUTS, 1e-6, 2e-4, 1.1e-5, 1.4e-6),
     attention=(
-        AttentionRate("int8", 2e-6, 1.5e-9, 5e-7, 2.2e-11, 1.2e-11, 1.1e-11),
+        AttentionRate("int8", 2e-6, 1.5e-9, 5e-7, 2.2e-11, 1.2e-11, 1.1e-11, start=5e-6),
         AttentionRate("bf16", 2e-6, 1.5e-9, 5e-7, 1e-11, 3.6e-11, 3.2e-11),
         AttentionRate("int8", 2e-6, 1e-9, 5e-7, 2e-11, 8e-12, 9e-12, 128),
     ),

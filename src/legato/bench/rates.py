@@ -16,12 +16,13 @@ from legato.core.spec import ArchSpec
 from legato.kernels.ops import KvFormat
 from legato.measure import cost
 from legato.measure.cost import Role
-from legato.measure.machine import AttentionRate, ProductRate
+from legato.measure.machine import TILE, AttentionRate, ProductRate
 from legato.measure.predict import FEW_ROWS
 from legato.weights.tensor import WeightFormat
 
 LAPS = {"qkv": Role.QKV, "attn_out": Role.OUT, "mlp_up": Role.UP, "mlp_down": Role.DOWN}
-LEAST_WEIGHT_S = 1e-16  # 20 million operations in a nanosecond: no machine is there yet
+LEAST_S = 1e-8  # of a product
+LEAST_PART = 0.3  # of a product's time is its weights': on a busy machine a fit may say none
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +93,15 @@ def product_rates(
                 m = matrices[role]
                 weights = [float(m.elements) if s.shape.weights is fmt else 0.0 for fmt in formats]
                 left.append([*weights, float(rows * m.cols)])
-                right.append(max(0.0, laps[lap] / s.shape.spec.num_layers - matrix))
-        found = fit(left, right)
-        inputs[rows] = float(found[-1])
-        for fmt, rate in zip(formats, found[:-1], strict=True):
-            seconds[fmt][rows] = max(LEAST_WEIGHT_S, float(rate))
+                taken = max(LEAST_S, laps[lap] / s.shape.spec.num_layers)
+                right.append(max(LEAST_PART * taken, taken - matrix))
+        *_, inputs[rows] = (float(x) for x in fit(left, right))
+        for i, fmt in enumerate(formats):
+            mine = [
+                (line[i], taken, line[-1] * inputs[rows]) for line, taken in zip(left, right, strict=True) if line[i]
+            ]
+            weights, taken, reading = (sum(column) for column in zip(*mine, strict=True))
+            seconds[fmt][rows] = max(taken - reading, LEAST_PART * taken) / weights
     return tuple(ProductRate(str(f), 8 * f.block_bytes / f.block, by) for f, by in seconds.items()), inputs
 
 
@@ -111,8 +116,8 @@ def attention_rates(steps: Iterable[Steps], quantile: float) -> tuple[AttentionR
 def _attention_rate(fmt: KvFormat, head_dim: int, steps: list[Steps], quantile: float) -> AttentionRate:
     left = [_attention_work(s, decode=s.load.length <= FEW_ROWS) for s in steps]
     found = fit(left, [_attention_seconds(s, quantile) for s in steps])
-    layer, number, stream, byte, pair, prompt_pair = (float(x) for x in found)
-    return AttentionRate(str(fmt), layer, number, stream, byte, pair, prompt_pair, head_dim)
+    layer, number, stream, byte, pair, prompt_pair, start = (float(x) for x in found)
+    return AttentionRate(str(fmt), layer, number, stream, byte, pair, prompt_pair, head_dim, start)
 
 
 def _attention_work(s: Steps, *, decode: bool) -> list[float]:
@@ -121,14 +126,15 @@ def _attention_work(s: Steps, *, decode: bool) -> list[float]:
     size = a.num_kv_heads * cost.kv_head_bytes(str(s.shape.kv), a.head_dim)
     looked = float(load.pairs * a.q_size)
     shared = [1.0, float(load.rows * (a.q_size + 2 * a.kv_size)), float(load.streams)]
-    return [*shared, float(load.tokens * size), looked, 0.0] if decode else [*shared, 0.0, 0.0, looked]
+    back = [float(load.tokens * size), looked, 0.0] if decode else [0.0, 0.0, looked]
+    return [*shared, *back, min(1.0, load.start / TILE)]
 
 
 def _attention_seconds(s: Steps, quantile: float) -> float:
     return s.laps(quantile)["attention"] / s.shape.spec.num_layers
 
 
-def fit(left: Sequence[Sequence[float]], right: Sequence[float], turns: int = 3000) -> NDArray[np.float64]:
+def fit(left: Sequence[Sequence[float]], right: Sequence[float], turns: int = 1000) -> NDArray[np.float64]:
     """The costs, none negative, that bring left @ costs nearest to right, each line by its relative error."""
     weight = 1.0 / np.maximum(np.array(right, np.float64), 1e-9)
     a = np.array(left, np.float64) * weight[:, None]
@@ -143,4 +149,8 @@ def fit(left: Sequence[Sequence[float]], right: Sequence[float], turns: int = 30
                 x[j] = max(0.0, x[j] + (pull[j] - gram[j] @ x) / gram[j, j])
         if np.abs(x - before).max() <= 1e-12 * max(1e-30, np.abs(x).max()):
             break
+    some = x > 0
+    exact = np.linalg.lstsq(a[:, some], np.array(right, np.float64) * weight, rcond=None)[0]
+    if (exact > 0).all():  # going downhill one at a time takes long where costs resemble each other
+        x[some] = exact
     return np.asarray(x / scale)

@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from statistics import median
 
-from legato import __version__
 from legato.bench.drive import Drive, Requests, drive
+from legato.bench.found import QUANTILE, Found, quantile
 from legato.bench.made_up import PAGE_SIZE, VOCAB, batch_of, layers_of, made_up_executor, made_up_spec
-from legato.bench.rates import LAPS, Load, Shape, Steps, attention_rates, fit, product_rates
+from legato.bench.rates import Load, Shape, Steps
 from legato.core.spec import ArchSpec
 from legato.engine import Engine
 from legato.kernels.ops import Backend, Executor, KvFormat
 from legato.measure import cost
 from legato.measure.ledger import StepRecord
-from legato.measure.machine import READ_BYTES, Machine, ProductRate, RowCosts, cache_bytes, cpu_name, total_memory
+from legato.measure.machine import READ_BYTES, Machine, cache_bytes
 from legato.measure.predict import Piece, Predictor
 from legato.runtime.runner import Runner
 from legato.weights.hub import Report
@@ -40,11 +39,13 @@ DECODES = (
     Load(1, 2000), Load(8, 2000), Load(1, 8000), Load(2, 8000),
 )  # fmt: skip
 PROMPTS = (Load(1, 0, 64), Load(1, 0, 256), Load(1, 1024, 256), Load(1, 3968, 128))
-FEW_LOOKS = (Load(1, 0), Load(32, 0), Load(32, 500), Load(8, 2000), Load(2, 8000), Load(1, 0, 256), Load(1, 3968, 128))
+FEW_LOOKS = (
+    Load(1, 0), Load(32, 0), Load(1, 500), Load(32, 500), Load(8, 2000), Load(2, 8000), Load(1, 0, 256),
+    Load(1, 3968, 128),
+)  # fmt: skip
 LOOKING = ((KvFormat.INT8, 128), (KvFormat.BF16, 64), (KvFormat.INT4, 64))  # int8 and 64: the models of products
 LOOKS = (*DECODES, *PROMPTS)
 MOST_TOKENS = max(load.tokens for load in LOOKS) + 64 * PAGE_SIZE
-QUANTILE = 0.25  # of a step's repetitions: below it a machine has neighbours, above it luck
 LEAST, LEAST_S, ENOUGH_S = 2, 0.02, 0.15  # repetitions of a step in a round, and seconds after which one is enough
 DRIFT = 1.33  # times faster or slower than calibrated: then a machine is measured again
 DISK_BYTES = 64 << 20
@@ -53,37 +54,28 @@ DISK_BYTES = 64 << 20
 class Calibration:
     """Measures in rounds, each of all figures, so that what comes and goes on a machine touches all alike.
 
-    `open`, then `round` as often as there is time for, then `machine`; `close` in the end: it holds models.
+    `open`, then `round` as often as there is time for; `close` in the end: it holds models.
     """
 
-    def __init__(self, backend: Backend, isa: str, threads: int, *, small: bool = False) -> None:
-        self.backend, self.isa, self.threads = backend, isa, threads
-        self._small = small
-        self._reading: dict[str, list[float]] = {"1": [], "all": []}
-        self._overheads: list[float] = []
-        self._host: dict[tuple[int, int], list[float]] = {}
-        self._disk: list[float] = []
-        self._models: list[tuple[Executor, list[Steps]]] = []
+    def __init__(self, backend: Backend, threads: int, *, small: bool = False) -> None:
+        self._backend, self._threads, self._small = backend, threads, small
+        self._models: list[tuple[Executor, Shape, tuple[Load, ...]]] = []
 
-    def open(self, folder: Path | None = None) -> Iterator[None]:
-        """Makes the models, and reads a file in `folder`; yields after each."""
-        found = disk_gb_s(folder) if folder is not None else None
-        self._disk += [] if found is None else [found]
-        yield
-        if self.backend.name == "reference":
+    def open(self) -> Iterator[None]:
+        """Makes the models; yields after each."""
+        if self._backend.name == "reference":
             return  # it multiplies float32 whatever the format: no rate of it is worth keeping
         nbytes = 1 << 16 if self._small else min(192 << 20, max(64 << 20, 3 * cache_bytes()))
-        wide, narrow_width = (128, 64) if self._small else (WIDE, NARROW)
+        wide, slim = (128, 64) if self._small else (WIDE, NARROW)
         for fmt in FORMATS:
             self._add("wide", made_up_spec(wide, group=8, layers=layers_of(wide, fmt, nbytes)), fmt)
             yield
-        narrow = made_up_spec(narrow_width, group=2, layers=layers_of(narrow_width, FORMATS[0], nbytes))
-        self._add("narrow", narrow, FORMATS[0])
+        self._add("narrow", made_up_spec(slim, group=2, layers=layers_of(slim, FORMATS[0], nbytes)), FORMATS[0])
         yield
         self._add("tiny", made_up_spec(64, layers=8), FORMATS[0])
         yield
         for kv_format, head_dim in () if self._small else LOOKING:
-            for width, group in ((wide, 4), (narrow_width, 1)):
+            for width, group in ((wide, 4), (slim, 1)):
                 spec = made_up_spec(width, head_dim=head_dim, group=group, layers=6, mlp=1)
                 self._add("looking", spec, FORMATS[0], kv_format)
                 yield
@@ -92,91 +84,59 @@ class Calibration:
         """A model and its loads: all of them say what products cost, but for "looking"; "tiny" what nothing costs."""
         looks = fmt is FORMATS[0] and name != "tiny"
         executor = made_up_executor(
-            self.backend, spec, fmt, kv_format, max_tokens=max(ROWS), max_seqs=max(d.streams for d in DECODES),
+            self._backend, spec, fmt, kv_format, max_tokens=max(ROWS), max_seqs=max(d.streams for d in DECODES),
             kv_tokens=MOST_TOKENS if looks else 0,
         )  # fmt: skip
         executor.touch_pages()
-        shape = Shape(name, spec, fmt, kv_format, looks)
         both = (*PRODUCTS, *(LOOKS if looks else ()))
         loads = {"tiny": PRODUCTS[:1], "looking": FEW_LOOKS}.get(name, both)
-        self._models.append((executor, [Steps(shape, load) for load in dict.fromkeys(loads)]))
+        self._models.append((executor, Shape(name, spec, fmt, kv_format, looks), tuple(dict.fromkeys(loads))))
 
-    def round(self) -> Iterator[None]:
-        """Each figure once more; yields after each."""
+    def round(self, found: Found) -> Iterator[None]:
+        """Each figure once more, into `found`; yields after each."""
         read_s = 0.0 if self._small else 0.1
-        for name, count in (("1", 1), ("all", self.threads)):
-            self._reading[name] += read_gb_s(self.backend, count, read_s)
+        for name, count in (("1", 1), ("all", self._threads)):
+            found.reading.setdefault(name, []).extend(read_gb_s(self._backend, count, read_s))
             yield
-        for executor, steps in self._models:
-            for some in steps:
-                _run(executor, some, 0.0 if self._small else LEAST_S)
+        for executor, shape, loads in self._models:
+            for load in loads:
+                _run(executor, found.of(shape, load), 0.0 if self._small else LEAST_S)
                 yield
-        self._overheads += step_overhead_s(self.backend)
+        found.overheads += step_overhead_s(self._backend)
         yield
-        for executor, _ in self._models[:1]:
+        for executor, *_ in self._models[:1]:
             for key, seconds in _host_seconds(executor):
-                self._host.setdefault(key, []).extend(seconds)
+                found.host.setdefault(key, []).extend(seconds)
                 yield
 
     def close(self) -> None:
-        for executor, _ in self._models:
+        for executor, *_ in self._models:
             executor.close()
         self._models.clear()
-
-    def machine(self, quantile: float = QUANTILE) -> Machine:
-        """What was found, from all rounds together."""
-        steps = [s for _, some in self._models for s in some]
-        products, costs = self._products(steps, quantile) if steps else ((), None)
-        shown = {p.format: {str(n): 2e-12 * n / s for n, s in p.seconds.items() if s > 0} for p in products}
-        bf16 = shown.pop(str(WeightFormat.BF16), {})
-        return Machine(
-            name=cpu_name(),
-            isa=self.isa,
-            threads=self.threads,
-            version=__version__,
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            memory_bytes=total_memory(),
-            read_gb_s={name: _quantile(rates, 1 - quantile) for name, rates in self._reading.items()},
-            int8_tops=shown,
-            bf16_tflops=bf16,
-            step_overhead_us=1e6 * _quantile(self._overheads, quantile),
-            disk_gb_s=max(self._disk) if self._disk else None,
-            products=products,
-            rows=costs,
-            attention=attention_rates((s for s in steps if s.shape.looks), quantile),
-        )
-
-    def _products(self, steps: list[Steps], quantile: float) -> tuple[tuple[ProductRate, ...], RowCosts]:
-        tiny = next(s for s in steps if s.shape.name == "tiny")
-        laps = tiny.laps(quantile)
-        matrix = sum(laps[lap] for lap in LAPS) / (len(LAPS) * tiny.shape.spec.num_layers)
-        whole = [s for s in steps if s.shape.name in ("wide", "narrow") and s.load in PRODUCTS]
-        products, inputs = product_rates(whole, matrix, quantile)
-        left = [[1.0, float(seqs), float(rows)] for seqs, rows in self._host]
-        host = fit(left, [_quantile(seconds, quantile) for seconds in self._host.values()])
-        return products, RowCosts(inputs, matrix, *(float(x) for x in host))
 
 
 def calibrate(backend: Backend, isa: str, threads: int, seconds: float, report: Report, folder: Path) -> Machine:
     """About `seconds` of measuring, at least one round; in less than `SMALL_S` models are so small that caches hold
     them. `folder`: where a file may be written for a moment.
     """
-    found = Calibration(backend, isa, threads, small=seconds < SMALL_S)
+    calibration, found = Calibration(backend, threads, small=seconds < SMALL_S), Found()
     started = last = time.perf_counter()
     report.start(round(1000 * seconds), "measuring this machine")
     try:
+        disk = disk_gb_s(folder)
+        found.disk += [] if disk is None else [disk]
         first = True
         while first or last < started + seconds:
-            for _ in chain(found.open(folder) if first else (), found.round()):
+            for _ in chain(calibration.open() if first else (), calibration.round(found)):
                 now = time.perf_counter()
                 report.advance(round(1000 * (now - last)))
                 last = now
                 if not first and now > started + seconds:
                     break
             first = False
-        return found.machine()
+        return found.machine(isa, threads)
     finally:
-        found.close()
+        calibration.close()
         report.done()
 
 
@@ -212,7 +172,7 @@ def look_again(backend: Backend, machine: Machine) -> Drift:
         executor.close()
     bits = dict.fromkeys(cost.Role, 8 * fmt.block_bytes / fmt.block)
     expected = Predictor(spec, bits, "int8", machine).step([(Piece(0, load.length, 1), 1)])
-    taken = _quantile((seconds for seconds, _ in steps.taken), QUANTILE)
+    taken = quantile((seconds for seconds, _ in steps.taken), QUANTILE)
     return Drift(reading, (expected.seconds - expected.host) / taken)
 
 
@@ -314,8 +274,3 @@ def _run(executor: Executor, steps: Steps, least_s: float = LEAST_S) -> None:
         now = executor.laps_ns()
         steps.taken.append((seconds, {name: (now[name] - before[name]) / 1e9 for name in now}))
         before, tries = now, tries + 1
-
-
-def _quantile(values: Iterable[float], quantile: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))]

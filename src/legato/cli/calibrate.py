@@ -47,6 +47,7 @@ def command(again: bool, seconds: float, save: Path | None, as_json: bool, **opt
 def calibrated(config: Config, terminal: Terminal, *, seconds: float = 12.0, again: bool = False) -> Machine:
     """This machine's rates: those that are kept, if they still hold; else measured now, with progress, and kept."""
     from legato.assemble import open_backend
+    from legato.bench.found import BUSY
     from legato.bench.walls import calibrate, look_again
     from legato.measure.calibrated import read_machine, write_machine
 
@@ -62,6 +63,9 @@ def calibrated(config: Config, terminal: Terminal, *, seconds: float = 12.0, aga
         terminal.note(f"measured {found.machine.date}, but now it {drift.describe()}: measuring anew")
     with terminal.bar() as bar:
         machine = calibrate(backend, isa, threads, seconds, bar, config.cache_dir)
+    if machine.spread[1] > BUSY:
+        factor = f"{machine.spread[1]:.1f} times"
+        terminal.note(f"this machine is busy, steps took up to {factor} as long: calibrate --again when it is quiet")
     terminal.dim(f"kept in {write_machine(config.cache_dir, machine)}")
     return machine
 

@@ -100,7 +100,9 @@ def _check(machine: Machine) -> None:
     if bool(machine.products) != (costs is not None) or bool(machine.products) != bool(machine.attention):
         raise ValueError("rates are missing")
     small = [costs.matrix, costs.host, costs.stream, costs.row, *costs.inputs.values()] if costs else []
-    small += [x for a in machine.attention for x in (a.layer, a.number, a.stream, a.byte, a.pair, a.prompt_pair)]
+    small += [
+        x for a in machine.attention for x in (a.layer, a.number, a.stream, a.byte, a.pair, a.prompt_pair, a.start)
+    ]
     if not all(isfinite(x) and x >= 0 for x in small):
         raise ValueError("a cost is negative or no number")
 

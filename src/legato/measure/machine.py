@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+TILE = 256  # tokens that are looked back at in one go
 READ_BYTES = 128 << 20  # far beyond any cache of a core, and the size of a step
 
 
@@ -52,6 +53,7 @@ class AttentionRate:
     """Looking back at keys and values in one format, with heads of one size, in seconds of one layer: the sum of
 
     layer        once: threads that meet
+    start        once more where sequences have TILE tokens or more behind them, less in proportion: a walk that begins
     number       each number of a row's queries, keys and values that is made ready
     stream       each sequence
     byte         each byte of keys and values read, for steps of few rows a sequence
@@ -67,6 +69,7 @@ class AttentionRate:
     pair: float
     prompt_pair: float
     head_dim: int = 64
+    start: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields
 from legato.core.spec import ArchSpec, AttentionSpec
 from legato.measure import cost
 from legato.measure.cost import Role
-from legato.measure.machine import AttentionRate, Machine, ProductRate
+from legato.measure.machine import TILE, AttentionRate, Machine, ProductRate
 from legato.measure.step_time import DENSE, StepCost
 
 FEW_ROWS = 8  # a sequence with more rows than this in a step is read as a prompt is: `AttentionRate.prompt_pair`
@@ -267,7 +267,11 @@ def _layer_seconds(work: Work, machine: Machine) -> float:
     if machine.sheet is not None:
         return machine.sheet.layer_us * 1e-6 * work.layers
     meeting = sum(p.count for p in work.products) * machine.rows.matrix if machine.rows else 0.0
-    return meeting + (work.layers * machine.attention[0].layer if machine.attention else 0.0)
+    if not (machine.attention and work.attends):
+        return meeting
+    rate = _attention_rate(work.attends[0], machine.attention)
+    behind = max(attend.tokens - attend.rows for attend in work.attends)
+    return meeting + work.layers * (rate.layer + rate.start * min(1.0, behind / TILE))
 
 
 def _host_seconds(work: Work, machine: Machine) -> float:
