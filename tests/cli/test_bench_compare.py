@@ -157,3 +157,21 @@ def test_others_at_work_are_seen() -> None:
         beside = compare.quiet(0.0)
         spinning.kill()
     assert beside is not None and 0.2 < beside <= (os.cpu_count() or 1) + 0.01
+
+
+@pytest.mark.slow
+def test_transformers_is_really_measured(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=64, max_position_embeddings=64, **sizes)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    work = compare.Work((0, 20), 3, 2, 6, 4, 1)
+    (command,) = found(PEERS["transformers"], sys.executable, str(tmp_path), work).commands
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["what"], row.get("depth", row.get("n"))) for row in rows] == [
+        ("depth", 0),
+        ("depth", 20),
+        ("batch", 2),
+    ]
+    assert all(row["decode_tok_s"] > 0 and row["prefill_tok_s"] > 0 for row in rows[:2]) and rows[2]["out_tok_s"] > 0
