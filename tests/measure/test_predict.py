@@ -162,3 +162,12 @@ def test_what_the_scheduler_starts_from_is_the_same_in_straight_lines(machine: M
     for start, end in ((0, 512), (2048, 2560), (7000, 7512)):
         expected = p.step([(Piece(start, end - start, 0), 1)]).seconds
         assert model.seconds(Load.of_rows(start, end)) == pytest.approx(expected, rel=0.25)
+
+
+def test_what_was_foreseen_stays_while_the_scheduler_learns() -> None:
+    model, load = StepTimeModel(predictor().step_cost()), Load.of_streams(4, 500)
+    before = model.foreseen(load)
+    assert before == pytest.approx(model.seconds(load))
+    for _ in range(60):
+        model.observe(load, 2 * before)
+    assert model.foreseen(load) == before and model.seconds(load) == pytest.approx(2 * before, rel=0.05)
