@@ -78,12 +78,15 @@ class Answer:
         track = self._tracks[event.index]
         if event.prompt_logprobs and self.prompt_logprobs is not None:
             self.prompt_logprobs.extend(event.prompt_logprobs)
-        if track.finish_reason is None:
+        known = track.finish_reason is not None
+        if not known:
             self._extend(track, event)
         if event.finish_reason is not None:
             track.usage = event.usage or Usage(len(self.request.prompt_ids), len(track.token_ids), 0, 0, {})
-        self.visit.ended = now = self.visit.clock()
+        now = self.visit.clock()
         self.visit.text += now - began
+        if not known:
+            self.visit.ended = now
 
     def _extend(self, track: _Track, event: Event) -> None:
         ids = event.token_ids

@@ -122,6 +122,17 @@ def test_of_several_answers_the_last_to_end_is_explained(llm: LLM) -> None:
     assert told.total_ms >= done.timings.ttft_ms + done.timings.decode_ms - 1.0
 
 
+def test_an_answer_that_a_stop_string_ends_is_over_then(llm: LLM) -> None:
+    [plain] = llm.generate("abc", SamplingParams(max_tokens=30, ignore_eos=True))
+    stop = plain.text[10]
+    other = llm.stream("xyz", SamplingParams(max_tokens=90, ignore_eos=True))  # steps go on without it
+    told = llm.explain("abc", SamplingParams(max_tokens=60, ignore_eos=True, stop=(stop,)))
+    other.close()
+    assert told.finish_reason == "stop" and told.output_tokens <= 30
+    parts = {part.name: part.ms for part in told.parts}
+    assert min(parts.values()) >= 0 and sum(parts.values()) == pytest.approx(told.total_ms)
+
+
 def test_an_answer_in_the_middle_is_refused(llm: LLM) -> None:
     with llm.stream("abc", SamplingParams(max_tokens=50, ignore_eos=True)) as stream:
         next(stream)

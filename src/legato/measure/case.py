@@ -81,8 +81,13 @@ class Case:
         return self.usage.account
 
     @property
+    def ended(self) -> float:
+        """When its answer was whole; where that was found in the text, the step that was under way belongs to it."""
+        return max(self.visit.ended, self.account.last)
+
+    @property
     def total_s(self) -> float:
-        return self.visit.ended - self.visit.begun
+        return self.ended - self.visit.begun
 
     @property
     def computed(self) -> int:

@@ -174,7 +174,11 @@ def parts_of(case: Case) -> list[Part]:
         part(name, "others", before + after, before_first_token_ms=1e3 * before)
     away, again = first.preempted + later.preempted, first.again + later.again
     part("preempted", "others", away + again, computed_again_ms=1e3 * again, times=usage.num_preemptions)
-    between = first.between + later.between + (visit.ended - account.last if account.last else 0.0)
+    between = first.between + later.between
+    if (
+        account.num_steps
+    ):  # an answer that was ended from outside, between steps, has waited for nothing that has a name
+        between += max(0.0, case.ended - max(account.last, usage.marks.get("finished", 0.0)))
     part("stream", "after", between, text_ms=1e3 * visit.text)
     told = sum(p.ms for p in parts) / 1e3
     part("unexplained", "after", total - told)
