@@ -11,9 +11,6 @@ from pathlib import Path
 import pytest
 
 from legato import LLM, SamplingParams
-from legato.config import Config
-from legato.kernels.cpu import load_library
-from legato.weights.catalog import BUILT_INS, cached
 
 TEXT = """The lighthouse keeper climbed the stairs every evening at six, carrying a can of oil and a clean cloth. He
 wiped the salt from the glass, filled the lamp, and waited for the sun to touch the water. In forty years he had missed
@@ -21,19 +18,8 @@ only one night, when the storm took the boat and he had to swim back to the rock
 
 
 @pytest.fixture(scope="module")
-def path() -> Path:
-    found = cached(BUILT_INS[0], Config.resolve().cache_dir)
-    if found is None:
-        pytest.skip("the built-in model is not in the cache: run `legato generate hello` once")
-    return found
-
-
-@pytest.fixture(scope="module")
-def native(path: Path) -> Iterator[LLM]:
-    library = load_library()
-    if isinstance(library, str):
-        pytest.skip(library)
-    with LLM(str(path), backend="native") as llm:
+def native(builtin_native: Path) -> Iterator[LLM]:
+    with LLM(str(builtin_native), backend="native") as llm:
         yield llm
 
 
@@ -60,18 +46,18 @@ def test_streams_and_batches_write_the_same(native: LLM) -> None:
 
 
 @pytest.mark.slow
-def test_both_backends_are_surprised_alike(native: LLM, path: Path) -> None:
+def test_both_backends_are_surprised_alike(native: LLM, builtin_path: Path) -> None:
     ids = native.tokenizer.encode(TEXT)
     fast = native.perplexity(ids).perplexity
-    with LLM(str(path), backend="reference") as llm:
+    with LLM(str(builtin_path), backend="reference") as llm:
         slow = llm.perplexity(ids).perplexity
     assert fast == pytest.approx(slow, rel=0.01)
 
 
-def test_a_warm_start_is_small(native: LLM, environ: dict[str, str], path: Path) -> None:
+def test_a_warm_start_is_small(native: LLM, environ: dict[str, str], builtin_path: Path) -> None:
     script = f"""
 from legato.cli import main
-main(["generate", "Hello", "-m", {str(path)!r}, "--max-tokens", "4", "--json", "--backend", "native"])
+main(["generate", "Hello", "-m", {str(builtin_path)!r}, "--max-tokens", "4", "--json", "--backend", "native"])
 print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0])"""
     done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True)
     answer, kilobytes = done.stdout.splitlines()

@@ -1,14 +1,10 @@
-"""What the model tests share: transformers, imported once, and the built-in model where it was fetched before."""
+"""What the model tests share: transformers, imported once."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-from legato.config import Config
-from legato.weights import hub
 
 
 @pytest.fixture(scope="session")
@@ -20,12 +16,3 @@ def hf() -> ModuleType:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return transformers
-
-
-@pytest.fixture(scope="session")
-def builtin_path() -> Path:
-    """The built-in model in this machine's own cache; the test is skipped aloud where nobody fetched it."""
-    found = hub.cached(hub.BUILT_INS[0], Config.resolve().cache_dir)
-    if found is None:
-        pytest.skip("the built-in model is not in the cache: run `legato generate hello` once")
-    return found
