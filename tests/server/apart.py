@@ -20,6 +20,7 @@ from legato.config import Config
 from legato.core.request import Request, SamplingParams
 from legato.server.engine_process import COMMAND, EngineProcess, Served, Watch
 from legato.server.limits import ServerLimits
+from legato.server.service import State
 from legato.text.tokenizer import Tokenizer
 from legato.weights.source import open_model
 
@@ -43,6 +44,11 @@ class Apart:
 
     def health(self) -> int:
         return self.live.ask("GET", "/health").status
+
+    def ready_again(self) -> None:
+        """Waits for another engine without asking all the time: it needs the processor more."""
+        self.live.wait(lambda: self.live.server.service.state is State.READY, 20, "ready again")
+        assert self.health() == 200
 
     def idle(self) -> bool:
         """Nothing in flight, no page in use, nobody's state kept."""

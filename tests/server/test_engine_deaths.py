@@ -104,7 +104,7 @@ def kill_under_load(made: Apart, draw: random.Random, text: str) -> None:
     for name in ("plain 0", "plain 1"):
         reply = replies[name]
         assert reply.status == 503 and int(reply.headers["retry-after"]) >= 1 and reply.error["code"] == "engine_error"
-    made.live.wait(lambda: made.health() == 200, 20, "ready again")
+    made.ready_again()
     assert made.pid != pid and made.bridge.num_restarts == restarts + 1
     exact(made, text)
     made.live.wait(made.idle, 2, "everything given back")
@@ -135,7 +135,7 @@ def test_the_bytes_of_streams_whose_engine_dies(alphabet: Path) -> None:
             reply = made.live.post(path, body)
             assert ends_in_an_error(name, reply), reply.body
             check_golden(f"died_{name}.{'ndjson' if name == 'ollama' else 'sse'}", masked_ids(reply.body))
-            made.live.wait(lambda: made.health() == 200, 20, "ready again")
+            made.ready_again()
 
 
 @pytest.mark.parametrize("letter", ["#", "$", "%"], ids=["segfault", "raises", "exits"])
@@ -148,7 +148,7 @@ def test_other_ways_to_die(paced: Apart, probe_text: str, letter: str) -> None:
     assert reply.status == 503 and "retry-after" in reply.headers and not UNSPEAKABLE.search(reply.body.decode())
     neighbour.join(5)
     assert ends_in_an_error("completions", replies[0])
-    paced.live.wait(lambda: paced.health() == 200, 20, "ready again")
+    paced.ready_again()
     exact(paced, probe_text)
 
 
@@ -171,6 +171,22 @@ def test_while_there_is_no_engine(alphabet: Path, probe_text: str) -> None:
         exact(made, probe_text)
         assert b"legato_engine_restarts_total 1\n" in live.ask("GET", "/metrics").body
         assert live.stats()["engine_restarts"] == 1 and live.stats()["state"] == "ready"
+
+
+def test_a_death_while_draining_is_the_end(alphabet: Path) -> None:
+    """Nobody starts an engine for a server that is leaving."""
+    with apart(alphabet, echo_command(pace=0.005), drain_s=60) as made:
+        replies: list[Reply] = []
+        asking = threading.Thread(target=lambda: replies.append(made.live.post(TEXT, LONG | {"stream": True})))
+        asking.start()
+        made.live.wait(lambda: made.live.stats()["running"] == 1, 5, "running")
+        made.live.on_loop(made.live.server.stop)
+        made.live.wait(lambda: made.live.ask("GET", "/ready").json["state"] == "draining", 2, "draining")
+        os.kill(made.pid, signal.SIGKILL)
+        asking.join(5)
+        assert ends_in_an_error("completions", replies[0])
+        thread_ended(made.live)
+        assert made.live.codes == [0] and made.bridge.num_restarts == 0
 
 
 # -- hanging ----------------------------------------------------------------------------------------------------------
@@ -210,7 +226,7 @@ def test_what_hangs_too_long_is_killed_and_started_again(alphabet: Path, probe_t
         assert made.live.ask("GET", "/health").json["state"] == "hung"
         asking.join(5)
         assert ends_in_an_error("completions", replies[0])
-        made.live.wait(lambda: made.health() == 200, 20, "ready again")
+        made.ready_again()
         assert made.bridge.num_restarts == 1
         exact(made, probe_text)
 
@@ -277,7 +293,7 @@ def test_a_process_that_dies_again_and_again_ends_the_server(alphabet: Path) -> 
     replies: list[Reply] = []
     with pytest.raises(EngineError, match="ended 2 times"), apart(alphabet, echo_command(deadly=True), FEW) as made:
         for _ in range(2):
-            made.live.wait(lambda: made.health() == 200, 20, "ready")
+            made.ready_again()
             replies.append(made.live.post(TEXT, {"prompt": "%", "max_tokens": 50, "ignore_eos": True}))
         thread_ended(made.live)
     assert [reply.status for reply in replies] == [503, 503]
