@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from legato import LLM, SamplingParams
 from legato.bench.beside import Beside
-from legato.bench.cache import CacheResult, bench_cache, ratios_by_sums
+from legato.bench.cache import CacheResult, _counts_cached, _counts_naive, bench_cache, ratios_by_sums
 from legato.bench.drive import drive
 from legato.bench.fits import costs_of, fit, fit_rising
 from legato.errors import UsageError
@@ -233,6 +233,19 @@ def test_the_worth_of_a_cache_follows_the_sums() -> None:
     said = ratios_by_sums(prompt, lengths, cached, naive)
     assert said == pytest.approx([b / a for a, b in zip(cached, naive, strict=True)], rel=1e-6)
     assert said == sorted(said) and said[-1] > 4 * said[len(said) // 10]
+
+
+@pytest.mark.parametrize(("prompt", "tokens"), [(1, 1), (3, 4), (19, 30)])
+def test_what_both_ways_count_is_what_they_do(prompt: int, tokens: int) -> None:
+    """Counted one by one, as each way does it."""
+    rows = pairs = looked_back = 0
+    for step in range(tokens):
+        computed = range(prompt + step)
+        rows += len(computed)
+        pairs += sum(row + 1 for row in computed)
+        looked_back += prompt + step if step else 0
+    assert _counts_naive(prompt, tokens) == (tokens, rows, pairs)
+    assert _counts_cached(prompt, tokens) == (1, tokens - 1, looked_back)
 
 
 def test_gpt2_shapes_of_random_weights_run_with_and_without_cache(
