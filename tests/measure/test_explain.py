@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from legato.bench.record import Record
 from legato.core.account import Account, Felt
 from legato.core.events import Usage
 from legato.core.spec import Activation, ArchSpec, AttentionSpec, LayerSpec, MlpKind, MlpSpec, NormKind, NormSpec
@@ -21,6 +22,8 @@ from legato.measure.explain import LABELS, explain, token_line
 from legato.measure.line import fit_line
 from legato.measure.machine import Machine
 from legato.measure.step_time import Load, StepCost, StepTimeModel
+from legato.report.explain import page
+from legato.report.page import Bars, Mark, Plot
 
 NORM = NormSpec(NormKind.RMS, 1e-5)
 LAYER = LayerSpec(AttentionSpec(8, 2, 64, 0.125), MlpSpec(MlpKind.GATED, 1024, Activation.SILU), NORM, NORM)
@@ -93,6 +96,24 @@ def test_walls_are_bytes_and_operations_over_what_was_measured() -> None:
     assert by_name["host"].wall_ms == pytest.approx(50 * 0.1)
     assert (by_name["compute"].wall_ms or 0) > 0 and (by_name["prefill_computed"].wall_ms or 0) > 0
     assert by_name["queue"].wall_ms is None and told.machine == "a machine"
+
+
+@pytest.mark.parametrize("machine", [None, MACHINE])
+def test_its_report_has_a_bar_a_part_and_the_wall_where_there_is_one(machine: Machine | None) -> None:
+    case = lived(700, 0, 51)
+    shown = explain(replace(case, setting=replace(case.setting, machine=machine, note="never calibrated"))).as_json()
+    rows = [{k: v for k, v in part.items() if k != "figures"} for part in shown["summary"]["parts"]]
+    made = page(Record("explain", "2026-01-01", "", "", None, {}, shown, rows))
+    bars, tokens = made.plots
+    assert isinstance(bars, Bars) and isinstance(tokens, Plot)
+    labels = ["prompt, computed", "decode: reading weights", "decode: keys and values"]
+    assert [bar.label for bar in bars.bars if bar.value > 1] == labels
+    assert bars.bars[-1].start + bars.bars[-1].value == pytest.approx(shown["summary"]["total_ms"], abs=0.01)
+    walls = [series for series in tokens.series if series.mark is Mark.WALL]
+    assert len(walls) == (machine is not None) and (machine is not None) != any("walls" in note for note in made.notes)
+    if walls:
+        told = sum(row["wall_ms"] for row in rows if row["name"] in ("weights", "kv"))
+        assert sum(walls[0].y) == pytest.approx(told, rel=1e-3)
 
 
 def test_the_json_has_the_fields_that_were_promised() -> None:

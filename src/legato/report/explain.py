@@ -35,7 +35,7 @@ def page(record: Record) -> Page:
     plots: list[Plot | Bars] = [Bars("waterfall", "Where the time went", Axis("since the request came", "ms"), bars)]
     tokens = [step for step in steps if step["tokens"] > 0][1:]
     if len(tokens) > 1:
-        plots.append(_latencies(tokens, summary["fit"]))
+        plots.append(_latencies(tokens, summary["fit"], _wall(tokens, rows)))
     notes = [_advised(a) for a in record.settings["advice"]]
     if summary["machine"] is None:
         notes.append(f"No share of walls is told: {summary['note']}.")
@@ -46,7 +46,16 @@ def page(record: Record) -> Page:
     )
 
 
-def _latencies(tokens: list[Mapping[str, Any]], fit: Mapping[str, Any] | None) -> Plot:
+def _wall(tokens: list[Mapping[str, Any]], rows: list[dict[str, Any]]) -> list[float]:
+    """The least milliseconds that reading took for each token: weights alike for all, keys and values by context."""
+    walls = {row["name"]: row["wall_ms"] for row in rows}
+    if walls["weights"] is None:
+        return []
+    count, seen = sum(step["tokens"] for step in tokens), sum(step["tokens"] * step["context"] for step in tokens)
+    return [walls["weights"] / count + walls["kv"] * step["context"] / seen for step in tokens]
+
+
+def _latencies(tokens: list[Mapping[str, Any]], fit: Mapping[str, Any] | None, wall: list[float]) -> Plot:
     x = [step["context"] for step in tokens]
     series = [Series("each token", x, [step["ms"] / step["tokens"] for step in tokens], mark=Mark.CURVE)]
     if any(step["waited_ms"] > 0 for step in tokens):
@@ -57,6 +66,8 @@ def _latencies(tokens: list[Mapping[str, Any]], fit: Mapping[str, Any] | None) -
         name = f"fitted: {fit['c0_ms']:.3g} ms {fit['c1_us_per_token']:+.3g} us x tokens"
         line = [fit["c0_ms"] + fit["c1_us_per_token"] / 1e3 * at for at in places]
         series.append(Series(name, places, line, mark=Mark.FIT))
+    if wall:
+        series.append(Series("wall: reading what a step needs", x, wall, mark=Mark.WALL))
     return Plot(
         "tokens",
         "Each token, by the tokens before it",
