@@ -15,6 +15,7 @@ costs; its `seconds` are the sum, between `low` and `high`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -162,6 +163,7 @@ class Predictor:
 
     def __init__(self, spec: ArchSpec, bits: Mapping[Role, float], kv_format: str, machine: Machine) -> None:
         self.spec, self.bits, self.kv_format, self.machine = spec, dict(bits), kv_format, machine
+        self._alike = alike(spec)
 
     def itl(self, depth: int, streams: int = 1) -> StepTime:
         """A step of `streams` streams, each of which has `depth` tokens computed and computes one more."""
@@ -179,7 +181,7 @@ class Predictor:
 
     def step(self, pieces: Sequence[tuple[Piece, int]]) -> StepTime:
         """A step of pieces, each with the number of sequences that have one just like it."""
-        return seconds_of(step_work(self.spec, self.bits, self.kv_format, pieces), self.machine)
+        return seconds_of(step_work(self.spec, self.bits, self.kv_format, pieces, self._alike), self.machine)
 
     def step_cost(self) -> StepCost:
         """The same in the six costs that the scheduler's model starts from; straight lines where this bends."""
@@ -212,21 +214,39 @@ def chunks(start: int, end: int, most: int) -> Iterator[Piece]:
         start += length
 
 
-def step_work(spec: ArchSpec, bits: Mapping[Role, float], kv_format: str, pieces: Iterable[tuple[Piece, int]]) -> Work:
-    """What a step of these pieces (each with how many sequences have it) has to do."""
-    pieces = list(pieces)
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """What layers have in common, each with the number of layers that have it."""
+
+    matrices: tuple[tuple[cost.Matrix, int], ...]
+    looks: tuple[tuple[AttentionSpec, int], ...]
+
+
+def alike(spec: ArchSpec) -> Alike:
+    matrices: dict[cost.Matrix, int] = {}
+    looks: dict[AttentionSpec, int] = {}
+    for layer, count in Counter(spec.layers).items():
+        for matrix in cost.layer_matrices(spec, layer):
+            matrices[matrix] = matrices.get(matrix, 0) + count
+        looks[layer.attention] = looks.get(layer.attention, 0) + count
+    return Alike(tuple(matrices.items()), tuple(looks.items()))
+
+
+def step_work(
+    spec: ArchSpec,
+    bits: Mapping[Role, float],
+    kv_format: str,
+    pieces: Iterable[tuple[Piece, int]],
+    parts: Alike | None = None,
+) -> Work:
+    """What a step of these pieces (each with how many sequences have it) has to do. `parts`: `alike(spec)` if known."""
+    pieces, parts = list(pieces), parts or alike(spec)
     rows = sum(piece.length * many for piece, many in pieces)
     logits = sum(piece.logits * many for piece, many in pieces)
-    shapes: dict[cost.Matrix, int] = {}
-    looks: dict[AttentionSpec, int] = {}
-    for layer in spec.layers:
-        for matrix in cost.layer_matrices(spec, layer):
-            shapes[matrix] = shapes.get(matrix, 0) + 1
-        looks[layer.attention] = looks.get(layer.attention, 0) + 1
-    products = [Product(m.rows, m.cols, bits[m.role], rows, count) for m, count in shapes.items()]
+    products = [Product(m.rows, m.cols, bits[m.role], rows, count) for m, count in parts.matrices]
     if logits:
         products.append(Product(spec.vocab_size, spec.d_model, bits[Role.HEAD], logits))
-    attends = [_attend(p, a, kv_format, count, many) for p, many in pieces for a, count in looks.items()]
+    attends = [_attend(p, a, kv_format, count, many) for p, many in pieces for a, count in parts.looks]
     return Work(rows, sum(many for _, many in pieces), spec.num_layers, tuple(products), tuple(attends))
 
 
