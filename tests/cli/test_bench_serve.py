@@ -160,7 +160,7 @@ def test_nobody_answers(run: Callable[..., Any]) -> None:
     assert ran.code == 1 and "no server answers at http://127.0.0.1" in ran.err and "connection refused" in ran.err
 
 
-def test_our_own_server_is_started_and_ended(run: Callable[..., Any], alphabet: Path, environ: dict[str, str]) -> None:
+def test_our_own_server_is_started_and_ended(run: Callable[..., Any], alphabet: Path, tmp_path: Path) -> None:
     """Of a vocabulary of bytes a word is several tokens, and the prompts have the length asked for all the same."""
     ran = run(
         "bench", "serve", "-m", alphabet, "-n", "4", "--prompt", "30", "--decode", "5", "--concurrency", "2", "--json"
@@ -170,7 +170,10 @@ def test_our_own_server_is_started_and_ended(run: Callable[..., Any], alphabet: 
     assert (row["completed"], row["output_tokens"], row["errors"]) == (4, 20, {})
     assert row["prompt_tokens"] == pytest.approx(30, abs=1)
     ran = run("bench", "serve", "-m", alphabet.with_name("none.gguf"), "-n", "4")
-    assert ran.code == 1 and "our own server did not start" in ran.err and "none.gguf" in ran.err
+    assert ran.code == 2 and "none.gguf" in ran.err
+    (broken := tmp_path / "broken.gguf").write_bytes(b"no model")
+    ran = run("bench", "serve", "-m", broken, "-n", "4")
+    assert ran.code == 1 and "our own server did not start" in ran.err and "broken.gguf" in ran.err
 
 
 def test_our_own_server_may_want_keys(

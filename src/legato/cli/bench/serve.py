@@ -92,6 +92,7 @@ def command(save: Path | None, report: Path | None, as_json: bool, **options: An
     from legato.bench.own_server import own_server
     from legato.cli.saving import keeping
     from legato.measure.energy import open_rates
+    from legato.weights.hub import resolve_model
 
     url, given = options.pop("url"), {name: options.get(name) for name in ("model", *_SERVED)}
     config = config_of(options)
@@ -100,6 +101,8 @@ def command(save: Path | None, report: Path | None, as_json: bool, **options: An
     asked, terminal = _asked(options), Terminal(config.color)
     if url is None:
         asked = replace(asked, api_key=next(iter(ServeConfig.resolve().api_keys), None))  # the environment's
+        with terminal.bar(patience=0) as fetching:
+            resolve_model(config.model, config.cache_dir, fetching)
     model = config.model if config.sources["model"] == "argument" else None
     served = _server_options(given, asked.levels, asked.requests) if url is None else _no_server_options(given)
     with keeping("serve", save, report, terminal) as kept:
