@@ -161,6 +161,7 @@ def serving(
     serve = ServeConfig.resolve({"port": 0, "served_name": NAME, "drain_s": 5, **settings}, {})
     sock = socket.create_server(("127.0.0.1", 0))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)  # so that a reader who stalls is felt soon
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does so only where the protocol is named
     sock.setblocking(False)
     made: dict[str, Any] = {}
     ready = threading.Event()
