@@ -196,6 +196,15 @@ def test_an_answer_is_expected_to_be_as_long_as_answers_were() -> None:
     assert door.job(sched._live["b"][0]) == Job(0, 1), "past the usual length it may end any moment"
 
 
+def test_one_short_answer_moves_what_is_expected_by_a_tenth() -> None:
+    sched = scheduler(num_pages=1000, context_length=3000, max_tokens=64)
+    sched.add(desk_ask("a", 3, max_tokens=16), 0.0)
+    while sched.has_work:
+        step(sched)
+    sched.add(desk_ask("b", 3, max_tokens=2000), 0.0)
+    assert sched.door.job(sched._live["b"][0]).answer == 256 - (256 - 16) // 10
+
+
 def test_waiting_requests_can_be_cancelled() -> None:
     engine, clock, watch = busy(2, 60, 3)
     engine.abort("s4")

@@ -29,6 +29,15 @@ def test_prompt_tokens_count_one_and_answer_tokens_two() -> None:
     assert (PROMPT_WEIGHT, ANSWER_WEIGHT) == (1, 2)
 
 
+def test_a_newcomer_starts_at_the_least_of_those_who_are_here() -> None:
+    tenants = Tenants()
+    tenants.join("a")
+    tenants.serve("a", 0, 5)
+    tenants.join("b")
+    tenants.serve("b", 0, 20)
+    assert (tenants.service("a"), tenants.service("b"), tenants.claimed("c")) == (10, 50, 10)
+
+
 def test_absence_saves_nothing_up() -> None:
     tenants = Tenants()
     tenants.join("busy")

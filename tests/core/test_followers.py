@@ -11,8 +11,8 @@ from legato.core.plan import SliceResult
 from legato.core.request import Request, SamplingParams
 from legato.core.sequence import FinishReason
 from legato.engine import Engine
-from legato.measure.step_time import StepCost, StepTimeModel
-from legato.schedule.followers import shared_pages
+from legato.measure.step_time import Load, StepCost, StepTimeModel
+from legato.schedule.followers import shared_pages, worth_waiting
 from legato.schedule.forecast import Job
 from legato.schedule.scheduler import Scheduler
 
@@ -203,6 +203,23 @@ def test_the_forecast_counts_followers_for_what_they_have_to_compute() -> None:
     assert len(led.followers) == 4 and len(apart._waiting) == 3
     waits = [sched.forecast(job).queue_s for sched in (alone, led, apart)]
     assert waits[0] < waits[1] < waits[2]
+
+
+def test_naive_decoding_lets_all_answers_run_at_once() -> None:
+    sched = scheduler(max_tokens=64, use_cache=False)
+    sched.add(ask("a", 20, n=2, temperature=1.0), 0.0)
+    step(sched)
+    assert sched.num_running == 2
+
+
+def test_waiting_is_worth_it_when_the_rows_cost_more_than_a_step() -> None:
+    tiny = 1e-12
+    rows = StepTimeModel(StepCost(10.0, 1.0, tiny, tiny, tiny, tiny))
+    for start, end, pays in ((0, 9, False), (0, 11, True), (20, 29, False), (20, 31, True), (5, 5, False)):
+        assert worth_waiting(rows, Load(3, 3, 3, 6, 1), start, end) == pays, (start, end)
+    visits = StepTimeModel(StepCost(9.5, tiny, tiny, tiny, 1.0, tiny))
+    for start, end, pays in ((0, 4, True), (0, 3, False), (8, 9, False), (9, 10, True)):
+        assert worth_waiting(visits, Load(), start, end) == pays, (start, end)
 
 
 def test_shared_pages_counts_whole_pages_of_both() -> None:

@@ -296,6 +296,16 @@ def test_the_manager_check_sees_pages_mapped_wrongly() -> None:
         users.cache.check(users.live)
 
 
+def test_a_reset_forgets_everything() -> None:
+    users = Users(6, 2)
+    seq = users.open([1, 2, 3])
+    assert seq is not None
+    users.close(seq)
+    users.cache.reset()
+    users.cache.check([])
+    assert users.cached([1, 2, 3]) == 0 and users.cache.report() == KvReport(free=6, cached=0, in_use=0, total=6)
+
+
 def test_eviction_does_not_search() -> None:
     """The time of an eviction does not grow with the tree: 16 times the pages, less than 4 times the time each."""
 
