@@ -221,3 +221,6 @@ def test_joules_and_money_where_they_are_declared(run: Callable[..., Any], alpha
     )
     row = json.loads(offline.out)
     assert row["energy_j"] == pytest.approx(10 * row["seconds"], rel=1e-3)
+    decode = run("bench", "decode", "-m", alphabet, "--depths", "4", "--decode", "6", "--watts", "10", "--json")
+    row = json.loads(decode.out)
+    assert row["energy_j_per_token"] == pytest.approx(0.01 * row["decode_ms"], rel=1e-3) and "energy_j" not in row

@@ -25,6 +25,12 @@ COLUMNS = (
     Column("prefill_tok_s", "prompt (tokens/s)"),
 )
 
+BILL = (
+    Column("energy_j_per_token", "energy (J/token)", 3),
+    Column("energy_source", "energy's source"),
+    Column("price_per_million_tokens", "a million tokens (price)", 3),
+)
+
 
 def page(record: Record) -> Page:
     rows = sorted(record.rows, key=lambda row: row["depth"])
@@ -55,7 +61,7 @@ def page(record: Record) -> Page:
         "Decode: time a token against context",
         _finding(rows, line),
         (pace, speed),
-        Table(COLUMNS, rows),
+        Table((*COLUMNS, *(column for column in BILL if any(column.key in row for row in rows))), rows),
         (
             "One user. A step reads every weight once, and the keys and values of all tokens before it; the wall is "
             "those bytes at the speed at which this machine read memory right before and after the steps, in the "

@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from legato.cli.bench.common import described, receipt, rounded, whole_numbers
-from legato.cli.options import bench_options, config_of, json_option, report_option, save_option
+from legato.cli.options import bench_options, bill_options, config_of, json_option, report_option, save_option
 from legato.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from legato.bench.decode import DecodeRow
 
+BILL = ("energy_j_per_token", "energy_source", "price_per_million_tokens")
 DEPTHS = "0,512,2048,8000"
 
 
 @click.command("decode")
 @bench_options
+@bill_options
 @click.option(
     "--depths", metavar="LIST", help=f"tokens before the first step (default: what fits the context of {DEPTHS})"
 )
@@ -37,6 +39,7 @@ def command(
     from legato.bench.decode import bench_decode, check_depths, fits
     from legato.cli.loading import open_llm
     from legato.cli.saving import keeping
+    from legato.measure.energy import Tab
 
     config = config_of(options)
     terminal = Terminal(config.color)
@@ -51,8 +54,10 @@ def command(
         check_depths(listed, decode, llm.context_length)
         kept.settings |= receipt(llm) | {"decode": decode}
         terminal.dim(described(receipt(llm)))
+        tab = Tab(llm.rates)
         for row in bench_decode(llm, listed, decode, bar):
-            shown = rounded(asdict(row))
+            bill = tab.row(row.decode_ms / 1e3, 1)  # of a token, at the mean power of the whole row
+            shown, tab = rounded(asdict(row) | {k: v for k, v in bill.items() if k in BILL}), Tab(llm.rates)
             kept.rows.append(shown)
             if as_json:
                 terminal.json(shown)
