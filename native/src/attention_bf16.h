@@ -52,7 +52,7 @@ struct Bf16 {
   }
 
   template <int R>
-  static bool weigh_whole(const Unit&, const Span*, Step*) { return false; }
+  static bool weigh_whole(const Unit&, const Span*, Steps&) { return false; }
 
   template <int R>
   static void scores(const Unit& u) {
@@ -62,13 +62,31 @@ struct Bf16 {
   }
 
   template <int R>
-  static void weigh(const Unit& u, const Span* spans, Step* steps) {
-    find_maxima<R>(u, spans, steps);
+  static inline void find_tops(const Unit& u, const Span* spans, Steps& steps) {
+    const F16 lowest = f_set(-HUGE_VALF);
+    F16 tops[R];
+    for (int r = 0; r < R; ++r) {
+      steps.used[r] = spans[r].begin < spans[r].end;
+      tops[r] = lowest;
+      if (steps.used[r])
+        each_record(spans[r], [&](int32_t i, M16 m, auto partial) {
+          F16 x = f_load(u.scores + r * kTile + kRecord * i);
+          if (partial) x = f_select(m, x, lowest);
+          tops[r] = f_max(x, tops[r]);
+        });
+      tops[r] = f_mul(tops[r], f_set(score_scale(u, r)));
+    }
+    raise_maxima(u, f_tops<R>(tops), steps);
+  }
+
+  template <int R>
+  static void weigh(const Unit& u, const Span* spans, Steps& steps) {
+    find_tops<R>(u, spans, steps);
     for (int r = 0; r < R; ++r) {
       float* scores = u.scores + r * kTile;
-      const Span span = steps[r].used ? spans[r] : Span{kRecord * u.first, kRecord * u.first};
-      const Weights w = weigh_span<false, false>(scores, score_scale(u, r), steps[r].max, nullptr, nullptr, span);
-      if (steps[r].used) add_lanes(u.running + r * kRunning, w.sum, steps[r].keep);
+      const Span span = steps.used[r] ? spans[r] : Span{kRecord * u.first, kRecord * u.first};
+      const F16 sum = weigh_span(scores, score_scale(u, r), steps.maxima[top_lane(r)], span);
+      if (steps.used[r]) add_lanes(u.running + r * kRunning, sum, steps.keep[top_lane(r)]);
       for (int32_t i = u.first; i < span.begin / kRecord; ++i) f_store(scores + kRecord * i, f_set(0.0f));
       for (int32_t i = (span.end + kRecord - 1) / kRecord; i < u.last; ++i)
         f_store(scores + kRecord * i, f_set(0.0f));
@@ -94,12 +112,11 @@ struct Bf16 {
   }
 
   template <int R, int C>
-  static inline void value_vectors(const Unit& u, int32_t c, const Step* steps, float* const* out) {
+  static inline void value_vectors(const Unit& u, int32_t c, const Steps& steps, float* const* out) {
     F16 sum[R][C];
     each<R>([&](auto r) {
       each<C>([&](auto j) {
-        const M16 m = m_range(0, u.shape.dim - 16 * (c + j));
-        sum[r][j] = f_mul(f_load_part(out[r] + 16 * (c + j), m), f_set(steps[r].keep));
+        sum[r][j] = f_mul(f_load(out[r] + 16 * (c + j)), f_set(steps.keep[top_lane(r)]));
       });
     });
     int32_t t = u.tokens.begin;
@@ -110,15 +127,15 @@ struct Bf16 {
     }
     if (t < u.tokens.end) add_tokens<R, C, 1>(u, c, t, sum);
     each<R>([&](auto r) {
-      if (!steps[r].used) return;
+      if (!steps.used[r]) return;
       each<C>([&](auto j) {
-        f_store_part(out[r] + 16 * (c + j), sum[r][j], m_range(0, u.shape.dim - 16 * (c + j)));
+        f_store(out[r] + 16 * (c + j), sum[r][j]);
       });
     });
   }
 
   template <int R>
-  static void values(const Unit& u, const Step* steps, float* const* out) {
+  static void values(const Unit& u, const Steps& steps, float* const* out) {
     int32_t c = 0;
     for (; c + kValueVectors <= u.shape.vectors; c += kValueVectors) value_vectors<R, kValueVectors>(u, c, steps, out);
     for (; c < u.shape.vectors; ++c) value_vectors<R, 1>(u, c, steps, out);

@@ -12,6 +12,7 @@ template <int Offset, bool Minima>
 struct Bytes {
   static constexpr int kQueryBytes = 1;                          // a dim of a packed query
   static constexpr int kTop = Minima ? 254 : kMostWeight;        // four-bit values leave room at every level
+  static constexpr float kWorth = 0.93f * kTop;                  // what a weight of 1 becomes; see open_factors
 
   // Queries as [dim / 4][R][4 bytes].
   template <int R>
@@ -63,77 +64,122 @@ struct Bytes {
     for (; at < u.last; ++at) score_records<R, 1>(u, at);
   }
 
+  // A token's factors are ready for all queries: what its scores are multiplied with, what a weight is worth in bytes,
+  // and the height that it adds to scores. A stretch's bytes are filled by the token whose weight times value is the
+  // largest, whatever its weight alone, so heights are log2 of the values' scales: read off their bits, too low by up to
+  // 0.09, which kWorth leaves room for. A value that is nearly nothing is taken for somewhat more, so that weights,
+  // which are kept relative to that token's, stay finite.
+  static inline void open_factors(const RecordShape& shape, const uint8_t* record, int32_t i, const TileScratch& s) {
+    const F16 scale = f_load_bf16(record + shape.scales + 2 * kRecord);
+    const F16 height = f_fma(i_to_f(f_bits(scale)), f_set(0x1p-23f), f_set(-127.0f));
+    f_store(s.key_factors + kRecord * i, f_load_bf16(record + shape.scales));
+    f_store(s.value_factors + kRecord * i, f_mul(scale, f_set(kWorth)));
+    f_store(s.value_heights + kRecord * i, f_max(f_set(-90.0f), height));
+    if (Minima) f_store(s.value_minima + kRecord * i, f_load_bf16(record + shape.scales + 4 * kRecord));
+  }
+
   template <int R>
-  static bool weigh_whole(const Unit& u, const Span* spans, Step* steps) {
-    if constexpr (kSubs < kStretch || R > 4) return false;  // more queries would not stay in registers
+  static inline void raise(const Unit& u, const F16 (&tops)[R], Steps& steps) {
+    raise_maxima(u, f_tops<R>(tops), steps);
+    f_store(steps.scale, f_mul(f_load(steps.rise), f_set(1.0f / kWorth)));
+  }
+
+  // Weights of one record and N queries, from scores plus heights: to bytes and sums. The rounding error of each lane is
+  // carried to the next record, so that many small weights beside a large one are not lost.
+  struct Sums {
+    F16 weights = f_set(0.0f), shifts = f_set(0.0f), error = f_set(0.0f);
+  };
+  template <bool Partial, int N>
+  __attribute__((always_inline)) static inline void weigh_record(const Unit& u, int r, int32_t record, F16 (&p)[N],
+                                                                 const F16 (&tops)[N], M16 m, Sums (&sums)[N]) {
+    const int32_t at = kRecord * record;
+    const F16 height = f_load(u.value_heights + at), rounder = f_set(kRounder);
+    F16 factor = f_load(u.value_factors + at), shifted[N], low;
+    if (Partial) factor = f_keep(m, factor);
+    for (int i = 0; i < N; ++i) p[i] = f_sub(p[i], tops[i]);
+    for (int i = 0; i < N; ++i) p[i] = f_sub(p[i], height);
+    f_weights(p);
+    if (Minima) low = f_load(u.value_minima + at);
+    for (int i = 0; i < N; ++i) {
+      if (Partial) p[i] = f_keep(m, p[i]);
+      sums[i].weights = f_add(p[i], sums[i].weights);
+      if (Minima) sums[i].shifts = f_fma(p[i], Partial ? f_keep(m, low) : low, sums[i].shifts);
+    }
+    for (int i = 0; i < N; ++i) p[i] = f_fma(p[i], factor, sums[i].error);
+    for (int i = 0; i < N; ++i) shifted[i] = f_add(p[i], rounder);
+    for (int i = 0; i < N; ++i) i_store_u8(u.bytes + (r + i) * kTile + at, f_bits(shifted[i]));
+    for (int i = 0; i < N; ++i) shifted[i] = f_sub(shifted[i], rounder);
+    for (int i = 0; i < N; ++i) sums[i].error = f_sub(p[i], shifted[i]);
+  }
+  static inline void add_sums(const Unit& u, int r, const Steps& steps, const Sums& sums) {
+    const F16 rise = f_set(steps.rise[top_lane(r)]);
+    float* running = u.running + r * kRunning;
+    add_lanes(running, f_mul(sums.weights, rise), steps.keep[top_lane(r)]);
+    if (Minima) add_lanes(running + kShifts, f_mul(sums.shifts, rise), steps.keep[top_lane(r)]);
+  }
+
+  // What scores and weigh do, to the bit, without a detour through memory.
+  template <int R>
+  static bool weigh_whole(const Unit& u, const Span* spans, Steps& steps) {
+    if constexpr (kSubs < kStretch) return false;
+    if (u.softcap != 0.0f) return false;
     for (int r = 0; r < R; ++r)
       if (spans[r].begin != kRecord * u.first || spans[r].end != kRecord * (u.first + kStretch)) return false;
     I16 dot[kStretch][R];
-    F16 x[kStretch][R];
+    F16 raised[kStretch][R], tops[R];
     dot_records<R, kStretch>(u, u.first, dot);
-    float tops[R];
     each<kStretch>([&](auto s) {
-      const F16 scale = f_load(u.key_factors + kRecord * (u.first + s));
-      each<R>([&](auto r) { x[s][r] = capped(f_mul(i_to_f(dot[s][r]), scale), u.scale[r], u.softcap); });
+      const F16 key = f_load(u.key_factors + kRecord * (u.first + s));
+      const F16 height = f_load(u.value_heights + kRecord * (u.first + s));
+      each<R>([&](auto r) { raised[s][r] = f_fma(f_mul(i_to_f(dot[s][r]), key), f_set(score_scale(u, r)), height); });
     });
     each<R>([&](auto r) {
-      steps[r].used = true;
-      tops[r] = f_top(f_max(f_max(x[0][r], x[1][r]), f_max(x[2][r], x[3][r])));
+      steps.used[r] = true;
+      tops[r] = f_max(f_max(raised[0][r], raised[1][r]), f_max(raised[2][r], raised[3][r]));
     });
-    raise_maxima<R>(u, tops, steps);
-    each<R>([&](auto r) { steps[r].scale = weigh_registers<R>(u, r, steps[r], x); });
+    raise<R>(u, tops, steps);
+    Sums sums[R];
+    each<R>([&](auto r) { tops[r] = f_set(steps.tops[top_lane(r)]); });
+    each<kStretch>([&](auto s) { weigh_record<false>(u, 0, u.first + s, raised[s], tops, m_range(0, 16), sums); });
+    each<R>([&](auto r) { add_sums(u, r, steps, sums[r]); });
     return true;
   }
 
-  // Exactly weigh_span and to_weight_bytes for one query.
   template <int R>
-  __attribute__((always_inline)) static inline float weigh_registers(const Unit& u, int r, const Step& step, F16 (&x)[kStretch][R]) {
-    const F16 minus = f_set(step.max == -HUGE_VALF ? 0.0f : -step.max), by = f_set(score_scale(u, r));
-    const F16 none = f_set(0.0f), rounder = f_set(kRounder);
-    F16 sum = none, top = none, shift = none;
-    each<kStretch>([&](auto s) {
-      const int32_t at = kRecord * (u.first + s);
-      F16 p = f_weight(f_fma(x[s][r], by, minus));
-      sum = f_add(p, sum);
-      if (Minima) shift = f_fma(p, f_load(u.value_minima + at), shift);
-      p = f_mul(p, f_load(u.value_factors + at));
-      top = f_max(p, top);
-      x[s][r] = p;
-    });
-    add_lanes(u.running + r * kRunning, sum, step.keep);
-    if (Minima) add_lanes(u.running + r * kRunning + kShifts, shift, step.keep);
-    const float highest = f_top(top);
-    const F16 inverse = f_set(weight_inverse<kTop>(highest));
-    F16 error = none;
-    each<kStretch>([&](auto s) {
-      const F16 exact = f_fma(x[s][r], inverse, error), shifted = f_add(exact, rounder);
-      error = f_sub(exact, f_sub(shifted, rounder));
-      i_store_u8(u.bytes + r * kTile + kRecord * (u.first + s), f_bits(shifted));
-    });
-    return highest * (1.0f / kTop);
-  }
-
-  // Scores to weight bytes. One stage for all queries, then the next: within a query the stages wait for each other.
-  template <int R>
-  static void weigh(const Unit& u, const Span* spans, Step* steps) {
-    float top[R];
-    find_maxima<R>(u, spans, steps);
+  static void weigh(const Unit& u, const Span* spans, Steps& steps) {
+    const F16 lowest = f_set(-HUGE_VALF);
+    F16 tops[R];
+    const auto raised = [&](int r, int32_t i) {
+      return f_fma(f_load(u.scores + r * kTile + kRecord * i), f_set(score_scale(u, r)), f_load(u.value_heights + kRecord * i));
+    };
     for (int r = 0; r < R; ++r) {
-      if (!steps[r].used) continue;
-      const Weights w = weigh_span<true, Minima>(u.scores + r * kTile, score_scale(u, r), steps[r].max,
-                                                 u.value_factors, u.value_minima, spans[r]);
-      add_lanes(u.running + r * kRunning, w.sum, steps[r].keep);
-      if (Minima) add_lanes(u.running + r * kRunning + kShifts, w.shift, steps[r].keep);
-      top[r] = w.top;
+      steps.used[r] = spans[r].begin < spans[r].end;
+      tops[r] = lowest;
+      if (!steps.used[r]) continue;
+      each_record(spans[r], [&](int32_t i, M16 m, auto partial) {
+        const F16 x = raised(r, i);
+        tops[r] = f_max(partial ? f_select(m, x, lowest) : x, tops[r]);
+      });
     }
-    for (int r = 0; r < R; ++r)
-      steps[r].scale = to_weight_bytes<kTop>(u.scores + r * kTile, steps[r].used ? top[r] : 0.0f,
-                                             steps[r].used ? spans[r] : Span{kRecord * u.first, kRecord * u.first},
-                                             u.first, u.last, u.bytes + r * kTile);
+    raise<R>(u, tops, steps);
+    for (int r = 0; r < R; ++r) {
+      const Span span = steps.used[r] ? spans[r] : Span{kRecord * u.first, kRecord * u.first};
+      uint8_t* bytes = u.bytes + r * kTile;
+      for (int32_t i = u.first; i < span.begin / kRecord; ++i) i_store_u8(bytes + kRecord * i, i_set(0));
+      for (int32_t i = (span.end + kRecord - 1) / kRecord; i < u.last; ++i) i_store_u8(bytes + kRecord * i, i_set(0));
+      if (!steps.used[r]) continue;
+      const F16 top[1] = {f_set(steps.tops[top_lane(r)])};
+      Sums sums[1];
+      each_record(span, [&](int32_t i, M16 m, auto partial) {
+        F16 p[1] = {raised(r, i)};
+        weigh_record<decltype(partial)::value != 0>(u, r, i, p, top, m, sums);
+      });
+      add_sums(u, r, steps, sums[0]);
+    }
   }
 
   template <int R, int C>
-  static inline void value_vectors(const Unit& u, int32_t c, const Step* steps, float* const* out) {
+  static inline void value_vectors(const Unit& u, int32_t c, const Steps& steps, float* const* out) {
     I16 sum[R][C];
     each<R>([&](auto r) { each<C>([&](auto j) { sum[r][j] = i_set(0); }); });
     for (int32_t at = u.first; at < u.last; ++at) {
@@ -150,18 +196,17 @@ struct Bytes {
       }
     }
     each<R>([&](auto r) {
-      if (!steps[r].used) return;
-      const F16 scale = f_set(steps[r].scale), keep = f_set(steps[r].keep);
+      if (!steps.used[r]) return;
+      const F16 scale = f_set(steps.scale[top_lane(r)]), keep = f_set(steps.keep[top_lane(r)]);
       each<C>([&](auto j) {
         float* to = out[r] + 16 * (c + j);
-        const M16 m = m_range(0, u.shape.dim - 16 * (c + j));
-        f_store_part(to, f_fma(i_to_f(sum[r][j]), scale, f_mul(f_load_part(to, m), keep)), m);
+        f_store(to, f_fma(i_to_f(sum[r][j]), scale, f_mul(f_load(to), keep)));
       });
     });
   }
 
   template <int R>
-  static void values(const Unit& u, const Step* steps, float* const* out) {
+  static void values(const Unit& u, const Steps& steps, float* const* out) {
     int32_t c = 0;
     for (; c + kValueVectors <= u.shape.vectors; c += kValueVectors) value_vectors<R, kValueVectors>(u, c, steps, out);
     for (; c < u.shape.vectors; ++c) value_vectors<R, 1>(u, c, steps, out);
@@ -172,8 +217,7 @@ struct Bytes {
 struct Int8 : Bytes<128, false> {
   static void open_record(const RecordShape& shape, const uint8_t* record, int32_t i, const TileScratch& s) {
     s.records[i] = record;
-    f_store(s.key_factors + kRecord * i, f_load_bf16(record + shape.scales));
-    f_store(s.value_factors + kRecord * i, f_load_bf16(record + shape.scales + 2 * kRecord));
+    open_factors(shape, record, i, s);
   }
   static RecordShape opened_shape(int32_t dim) { return record_shape(KV_INT8, dim); }
   static void finish(float*, const float*, int32_t) {}
@@ -185,9 +229,7 @@ struct Int4 : Bytes<32, true> {
     const RecordShape to = opened_shape(shape.dim);
     uint8_t* bytes = s.unpacked + i * to.bytes;
     s.records[i] = bytes;
-    f_store(s.key_factors + kRecord * i, f_load_bf16(record + shape.scales));
-    f_store(s.value_factors + kRecord * i, f_load_bf16(record + shape.scales + 2 * kRecord));
-    f_store(s.value_minima + kRecord * i, f_load_bf16(record + shape.scales + 4 * kRecord));
+    open_factors(shape, record, i, s);
     const uint8_t* upper = record + 64 * (shape.dim / 8);
     for (int32_t j = 0; j < shape.dim / 8; ++j) {
       const B64 low = b_load(record + 64 * j), high = b_load(upper + 64 * (j / 2));
@@ -212,10 +254,7 @@ struct Int4 : Bytes<32, true> {
 
   static void finish(float* out, const float* running, int32_t dim) {
     const F16 shift = f_set(f_sum(f_load(running + kShifts)));
-    for (int32_t i = 0; i < dim; i += 16) {
-      const M16 m = m_range(0, dim - i);
-      f_store_part(out + i, f_add(f_load_part(out + i, m), shift), m);
-    }
+    for (int32_t i = 0; i < dim; i += 16) f_store(out + i, f_add(f_load(out + i), shift));
     rotate_back(out, dim);
   }
 };

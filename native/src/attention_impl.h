@@ -32,12 +32,13 @@ struct Task {
 struct Scratch {
   float* scores;     // [kMaxUnit][kTile]
   uint8_t* bytes;    // [kMaxUnit][kTile]
-  float* factors;    // [3][kTile]
+  float* factors;    // [4][kTile]
   uint8_t* unpacked; // records of a tile
   float* tile;       // [queries of a block][partial_floats]
   float* state;      // [queries of a block][partial_floats]
   uint8_t* packed;   // queries of a block
   float* running;    // [queries of a block][kRunning]
+  float* maxima;     // [units of a block][16]
   float* scale;      // a query
   int32_t* sum;      // a query
 };
@@ -46,7 +47,8 @@ static inline Scratch cut_scratch(uint8_t* p, int32_t dim, int32_t group) {
   const ScratchPlan s = scratch_plan(dim, group);
   const auto floats = [p](int64_t at) { return reinterpret_cast<float*>(p + at); };
   return {floats(s.scores), p + s.bytes,   floats(s.factors), p + s.unpacked,  floats(s.tile),
-          floats(s.state),  p + s.packed, floats(s.running), floats(s.scale), reinterpret_cast<int32_t*>(p + s.sum)};
+          floats(s.state),  p + s.packed, floats(s.running), floats(s.maxima), floats(s.scale),
+          reinterpret_cast<int32_t*>(p + s.sum)};
 }
 
 // Rows [begin, end) of the task. Its queries: head after head, those of a head in row order.
@@ -97,7 +99,7 @@ static inline bool is_scattered(const Task& t, Span first) {
 
 template <class Kind, int R>
 void compute_unit(Unit& u, const Span* spans, float* const* out) {
-  Step steps[R];
+  Steps steps;
   if (!Kind::template weigh_whole<R>(u, spans, steps)) {
     Kind::template scores<R>(u);
     Kind::template weigh<R>(u, spans, steps);
@@ -119,33 +121,26 @@ static inline UnitFns<Kind> unit_fns(int32_t size) {
   return {Kind::template pack<R>, compute_unit<Kind, R>};
 }
 
-// One tile of one head, and what each row of the block attends to.
+// One tile of one head: what each query of the block attends to, and where its result grows.
 struct TileWork {
   int32_t tile, head;
-  Span rows[kAttendQueries];
+  Span spans[kAttendQueries];
+  float* records[kAttendQueries];
 };
-
-// Where a query's result grows.
-static inline float* tile_record(const Task& t, const Block& b, const TileWork& w, const Scratch& s, int32_t i) {
-  const int32_t group = t.a->group;
-  const int64_t stride = partial_floats(t.a->kv->dim), tiles = t.tile_end - t.tile_begin;
-  const int64_t query = int64_t{b.begin + i / group} * t.a->heads * group + w.head * group + i % group;
-  return t.partials ? t.partials + (query * tiles + w.tile - t.tile_begin) * stride : s.tile + i * stride;
-}
 
 template <class Kind>
 void run_unit(const Task& t, const Block& b, int32_t unit, int32_t first, const TileWork& w, Unit& u,
               const Scratch& s) {
-  const int32_t group = t.a->group, dim = t.a->kv->dim, begin = b.unit_begin(unit);
+  const int32_t dim = t.a->kv->dim, begin = b.unit_begin(unit);
   const int32_t size = b.unit_begin(unit + 1) - begin, at = w.head * b.queries + begin;
   const Span stretch = {first * kRecord, (first + kStretch) * kRecord};
   Span spans[kMaxUnit], all = {0, 0};
   float* out[kMaxUnit];
   for (int32_t i = 0; i < size; ++i) {
-    const Span row = w.rows[(begin + i) / group];
+    const Span row = w.spans[begin + i];
     spans[i] = {static_cast<int32_t>(most(row.begin, stretch.begin)), static_cast<int32_t>(least(row.end, stretch.end))};
     all = join(all, spans[i]);
-    out[i] = tile_record(t, b, w, s, begin + i) + 2;
+    out[i] = w.records[begin + i];
   }
   if (all.begin >= all.end) return;
   u.tokens = all;
@@ -155,6 +150,7 @@ void run_unit(const Task& t, const Block& b, int32_t unit, int32_t first, const 
   u.scale = s.scale + at;
   u.sum = s.sum + at;
   u.running = s.running + int64_t{begin} * kRunning;
+  u.maxima = s.maxima + 16 * unit;
   unit_fns<Kind, kMaxUnit>(size).compute(u, spans, out);
 }
 
@@ -176,24 +172,41 @@ void pack_block(const Task& t, const Block& b, const Scratch& s) {
 
 // Records of the tile's queries, empty.
 static inline void start_work(const Task& t, const Block& b, TileWork& w, const Scratch& s) {
-  for (int32_t r = b.begin; r < b.end; ++r) w.rows[r - b.begin] = row_span(t, r, w.tile);
-  for (int32_t i = 0; i < b.queries; ++i)
-    start_tile(tile_record(t, b, w, s, i), s.running + i * kRunning, t.a->kv->dim);
+  const int32_t group = t.a->group, dim = t.a->kv->dim, tiles = t.tile_end - t.tile_begin;
+  const int64_t stride = partial_floats(dim);
+  for (int32_t r = b.begin, i = 0; r < b.end; ++r) {
+    const Span span = row_span(t, r, w.tile);
+    for (int32_t j = 0; j < group; ++j, ++i) {
+      const int64_t query = (int64_t{r} * t.a->heads + w.head) * group + j;
+      w.spans[i] = span;
+      w.records[i] = t.partials ? t.partials + (query * tiles + w.tile - t.tile_begin) * stride : s.tile + i * stride;
+      start_tile(w.records[i], s.running + i * kRunning, dim);
+    }
+  }
+  for (int32_t unit = 0; unit < b.units; ++unit) f_store(s.maxima + 16 * unit, f_set(-HUGE_VALF));
 }
 
 template <class Kind>
 void finish_work(const Task& t, const Block& b, const TileWork& w, const Scratch& s) {
   const int32_t dim = t.a->kv->dim;
-  for (int32_t i = 0; i < b.queries; ++i) {
-    const Span span = w.rows[i / t.a->group];
-    if (span.begin >= span.end) continue;
-    const float* running = s.running + i * kRunning;
-    float* record = tile_record(t, b, w, s, i);
-    record[0] = running[kMaximum];
-    record[1] = f_sum(f_load(running));
-    Kind::finish(record + 2, running, dim);
-    if (!t.partials) merge_record(s.state + (w.head * b.queries + i) * partial_floats(dim), record, dim);
-  }
+  const int64_t end = round_up(dim, 16), stride = partial_floats(dim);
+  float* to[kMergeQueries];
+  const float* from[kMergeQueries];
+  int32_t count = 0;
+  for (int32_t unit = 0; unit < b.units; ++unit)
+    for (int32_t begin = b.unit_begin(unit), i = begin; i < b.unit_begin(unit + 1); ++i) {
+      if (w.spans[i].begin >= w.spans[i].end) continue;
+      const float* running = s.running + i * kRunning;
+      float* record = w.records[i];
+      record[end] = s.maxima[16 * unit + top_lane(i - begin)];
+      record[end + 1] = f_sum(f_load(running));
+      Kind::finish(record, running, dim);
+      if (t.partials) continue;
+      to[count] = s.state + (w.head * b.queries + i) * stride;
+      from[count++] = record;
+      if (count == kMergeQueries) merge_records(to, from, count, dim), count = 0;
+    }
+  if (count) merge_records(to, from, count, dim);
 }
 
 template <class Kind>
@@ -206,13 +219,14 @@ void run_block(const Task& t, const Block& b, const Scratch& s) {
   Ahead ahead;
   const uint8_t* found[2][kRecords];
   const uint8_t* opened[kRecords];
-  const TileScratch ready = {opened, s.factors, s.factors + kTile, s.factors + 2 * kTile, s.unpacked};
+  const TileScratch ready = {opened, s.factors, s.factors + kTile, s.factors + 2 * kTile, s.factors + 3 * kTile, s.unpacked};
   Unit u;
   u.records = opened;
   u.shape = Kind::opened_shape(dim);
   u.softcap = t.a->softcap;
   u.key_factors = ready.key_factors;
   u.value_factors = ready.value_factors;
+  u.value_heights = ready.value_heights;
   u.value_minima = ready.value_minima;
   u.scores = s.scores;
   u.bytes = s.bytes;
@@ -274,11 +288,25 @@ void attend(const AttendArgs* a, const uint8_t* q, int64_t q_row_stride, const i
   if (a->kv->kind == KV_BF16) run_task<Bf16>(t, rows, scratch);
 }
 
-void merge(const float* partials, int32_t tiles, int32_t dim, float* out) {
-  alignas(64) float state[2 + kMaxDim + 16];
-  clear_record(state, dim);
-  for (int32_t i = 0; i < tiles; ++i) merge_record(state, partials + i * partial_floats(dim), dim);
-  normalise(state, dim, out);
+void merge(const float* partials, int32_t queries, int32_t tiles, int32_t dim, bool first, float* states) {
+  const int64_t record = partial_floats(dim);
+  float* to[kMergeQueries];
+  const float* from[kMergeQueries];
+  for (int32_t begin = 0; begin < queries; begin += kMergeQueries) {
+    const int32_t count = static_cast<int32_t>(least(kMergeQueries, queries - begin));
+    for (int32_t i = 0; i < count; ++i) {
+      to[i] = states + (begin + i) * record;
+      if (first) clear_record(to[i], dim);
+    }
+    for (int32_t tile = 0; tile < tiles; ++tile) {
+      for (int32_t i = 0; i < count; ++i) from[i] = partials + (int64_t{begin + i} * tiles + tile) * record;
+      merge_records(to, from, count, dim);
+    }
+  }
+}
+
+void conclude(const float* states, int32_t queries, int32_t dim, float* out) {
+  for (int32_t i = 0; i < queries; ++i) normalise(states + i * partial_floats(dim), dim, out + int64_t{i} * dim);
 }
 
 void fill_attention(Kernels* k) {
@@ -286,6 +314,7 @@ void fill_attention(Kernels* k) {
   k->prepare_q = prepare_q;
   k->attend = attend;
   k->merge = merge;
+  k->conclude = conclude;
 }
 
 }  // namespace

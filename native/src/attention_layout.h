@@ -81,11 +81,11 @@ static inline int32_t rotation_block(int32_t dim) { return dim & -dim; }
 
 static inline int32_t block_rows(int32_t group) { return group >= kAttendQueries ? 1 : kAttendQueries / group; }
 
-constexpr int kRunning = 48;  // floats kept a query while a tile is computed
+constexpr int kRunning = 32;  // floats kept a query while a tile is computed
 
 // Offsets into the scratch of one attend() call.
 struct ScratchPlan {
-  int64_t scores, bytes, factors, unpacked, tile, state, packed, running, scale, sum, end;
+  int64_t scores, bytes, factors, unpacked, tile, state, packed, running, maxima, scale, sum, end;
 };
 
 static inline ScratchPlan scratch_plan(int32_t dim, int32_t group) {
@@ -94,12 +94,13 @@ static inline ScratchPlan scratch_plan(int32_t dim, int32_t group) {
   s.scores = 0;
   s.bytes = s.scores + kScratchUnit * kTile * 4;
   s.factors = s.bytes + kScratchUnit * kTile;
-  s.unpacked = s.factors + 3 * kTile * 4;
+  s.unpacked = s.factors + 4 * kTile * 4;
   s.tile = s.unpacked + kRecords * record_shape(KV_INT8, dim).bytes;
   s.state = s.tile + queries * record;
   s.packed = s.state + queries * record;
   s.running = s.packed + round_up(queries * dim * 4, kAlign);
-  s.scale = s.running + queries * kRunning * 4;
+  s.maxima = s.running + queries * kRunning * 4;
+  s.scale = s.maxima + queries * 16 * 4;  // a unit may have one query
   s.sum = s.scale + round_up(queries * 4, kAlign);
   s.end = s.sum + round_up(queries * 4, kAlign);
   return s;

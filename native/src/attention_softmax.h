@@ -78,6 +78,7 @@ class Ahead {
 // fn(0) .. fn(N - 1) with the index known to the compiler, so that arrays of lanes stay in registers.
 template <int I>
 struct Index {
+  static constexpr int value = I;
   constexpr operator int() const { return I; }
 };
 template <int N, int I = 0, class Fn>
@@ -101,107 +102,56 @@ __attribute__((always_inline)) static inline void each_record(Span span, Fn&& fn
   if (kRecord * i < span.end) fn(i, m_range(0, span.end - kRecord * i), Index<1>{});
 }
 
-static inline float span_max(const float* scores, Span span) {
-  const F16 lowest = f_set(-HUGE_VALF);
-  F16 top[2] = {lowest, lowest};  // by turns: one chain would wait for itself
-  each_record(span, [&](int32_t i, M16 m, auto partial) {
-    F16 s = f_load(scores + kRecord * i);
-    if (partial) s = f_select(m, s, lowest);
-    const F16 next = f_max(s, top[1]);
-    top[1] = top[0];
-    top[0] = next;
-  });
-  return f_top(f_max(top[0], top[1]));
-}
-
-// Lane by lane, so that lanes are added up once a tile.
-struct Weights {
-  F16 sum;      // of the weights
-  F16 shift;    // of minimum * weight
-  float top;    // the largest of factor * weight
-};
-
-// scores -> factor * 2^(scale * score - max), in place. factors: null for 1; minima: null for 0.
-template <bool Factors, bool Minima>
-static inline Weights weigh_span(float* scores, float scale, float max, const float* factors, const float* minima,
-                                 Span span) {
+// 2^(scale * score - max) in place, for the records of a span; 0 for their tokens outside it. Returns the sum, lane by
+// lane, so that lanes are added up once a tile.
+static inline F16 weigh_span(float* scores, float scale, float max, Span span) {
   const F16 minus = f_set(max == -HUGE_VALF ? 0.0f : -max), by = f_set(scale);
-  F16 sum = f_set(0.0f), top = f_set(0.0f), shift = f_set(0.0f);
+  F16 sum = f_set(0.0f);
   each_record(span, [&](int32_t i, M16 m, auto partial) {
     F16 p = f_weight(f_fma(f_load(scores + kRecord * i), by, minus));
     if (partial) p = f_keep(m, p);
     sum = f_add(p, sum);
-    if (Minima) {
-      const F16 low = f_load(minima + kRecord * i);
-      shift = f_fma(p, partial ? f_keep(m, low) : low, shift);
-    }
-    if (Factors) {
-      p = f_mul(p, f_load(factors + kRecord * i));
-      if (partial) p = f_keep(m, p);
-      top = f_max(p, top);
-    }
     f_store(scores + kRecord * i, p);
   });
-  return {sum, shift, Factors ? f_top(top) : 0.0f};
+  return sum;
 }
 
-template <int Top>
-static inline float weight_inverse(float top) {
-  return top > 1e-30f ? Top / top : top == top ? 0.0f : top;
-}
+constexpr int kMergeQueries = 16;  // at once, a lane each
 
-// Weights to bytes of 0..Top + 1, the largest becoming Top. The rounding error of each lane is carried to the next
-// record, so that many small weights beside a large one are not lost. Returns what one step is worth. Bytes of
-// the records [first, last) outside the span become 0.
-template <int Top>
-static inline float to_weight_bytes(const float* weights, float top, Span span, int32_t first, int32_t last,
-                                    uint8_t* bytes) {
-  const F16 inverse = f_set(weight_inverse<Top>(top)), rounder = f_set(kRounder);
-  for (int32_t i = first; i < span.begin / kRecord; ++i) i_store_u8(bytes + kRecord * i, i_set(0));
-  F16 error = f_set(0.0f);
-  int32_t i = span.begin / kRecord;
-  for (; i * kRecord < span.end; ++i) {
-    const F16 exact = f_fma(f_load(weights + kRecord * i), inverse, error);
-    const F16 shifted = f_add(exact, rounder);
-    error = f_sub(exact, f_sub(shifted, rounder));
-    i_store_u8(bytes + kRecord * i, f_bits(shifted));
+// to[i] = to[i] merged with from[i], for count <= kMergeQueries records.
+static inline void merge_records(float* const* to, const float* const* from, int32_t count, int32_t dim) {
+  const int64_t end = round_up(dim, 16);
+  alignas(64) float tops[2][16] = {}, sums[2][16] = {}, scales[2][16];
+  for (int32_t i = 0; i < count; ++i) {
+    tops[0][i] = to[i][end], sums[0][i] = to[i][end + 1];
+    tops[1][i] = from[i][end], sums[1][i] = from[i][end + 1];
   }
-  for (; i < last; ++i) i_store_u8(bytes + kRecord * i, i_set(0));
-  return top * (1.0f / Top);
-}
-
-// to = to merged with from; both are records of (max, sum, dim values).
-static inline void merge_record(float* to, const float* from, int32_t dim) {
-  if (from[0] == -HUGE_VALF && from[1] == 0.0f) return;  // a tile that the row does not touch
-  const float top = to[0] > from[0] ? to[0] : from[0];
-  float scales[2] = {to[0] - top, from[0] - top};
-  for (float& s : scales) {
-    alignas(64) float lanes[16];
-    f_store(lanes, f_exp2(f_set(s)));
-    s = lanes[0];
-  }
-  const F16 a = f_set(scales[0]), b = f_set(scales[1]);
-  to[0] = top;
-  alignas(64) float sums[16];
-  f_store(sums, f_fma(f_set(from[1]), b, f_mul(f_set(to[1]), a)));
-  to[1] = sums[0];
-  for (int32_t i = 0; i < dim; i += 16) {
-    const M16 m = m_range(0, dim - i);
-    f_store_part(to + 2 + i, f_fma(f_load_part(from + 2 + i, m), b, f_mul(f_load_part(to + 2 + i, m), a)), m);
+  const F16 a = f_load(tops[0]), b = f_load(tops[1]), top = f_max(a, b), low = f_min(a, b), one = f_set(1.0f);
+  const F16 apart = f_exp2(f_select(f_less(low, top), f_sub(low, top), f_set(0.0f)));  // of two -inf: 1
+  const F16 keep = f_select(f_less(a, b), apart, one), scale = f_select(f_less(b, a), apart, one);
+  f_store(scales[0], keep);
+  f_store(scales[1], scale);
+  f_store(tops[0], top);
+  f_store(sums[0], f_fma(f_load(sums[1]), scale, f_mul(f_load(sums[0]), keep)));
+  for (int32_t i = 0; i < count; ++i) {
+    const F16 x = f_set(scales[0][i]), y = f_set(scales[1][i]);
+    for (int32_t j = 0; j < end; j += 16)
+      f_store(to[i] + j, f_fma(f_load(from[i] + j), y, f_mul(f_load(to[i] + j), x)));
+    to[i][end] = tops[0][i];
+    to[i][end + 1] = sums[0][i];
   }
 }
 
 static inline void clear_record(float* record, int32_t dim) {
-  record[0] = -HUGE_VALF;
-  for (int32_t i = 1; i < 2 + dim; ++i) record[i] = 0.0f;
+  const int32_t end = static_cast<int32_t>(round_up(dim, 16));
+  for (int32_t i = 0; i < end; i += 16) f_store(record + i, f_set(0.0f));
+  record[end] = -HUGE_VALF;
+  record[end + 1] = 0.0f;
 }
 
 static inline void normalise(const float* record, int32_t dim, float* out) {
-  const F16 inverse = f_set(1.0f / record[1]);
-  for (int32_t i = 0; i < dim; i += 16) {
-    const M16 m = m_range(0, dim - i);
-    f_store_part(out + i, f_mul(f_load_part(record + 2 + i, m), inverse), m);
-  }
+  const F16 inverse = f_set(1.0f / record[round_up(dim, 16) + 1]);
+  for (int32_t i = 0; i < dim; i += 16) f_store_part(out + i, f_mul(f_load(record + i), inverse), m_range(0, dim - i));
 }
 
 }  // namespace

@@ -29,10 +29,12 @@ struct Unit {
   const int32_t* sum;             // a query: sum of its bytes
   const float* key_factors;       // a token of the tile
   const float* value_factors;
+  const float* value_heights;
   const float* value_minima;
   float* scores;                  // [query][kTile]
   uint8_t* bytes;                 // [query][kTile]
   float* running;                 // [query][kRunning]
+  float* maxima;                  // a lane a query
   Ahead* ahead;
 };
 
@@ -47,43 +49,35 @@ static inline float score_scale(const Unit& u, int r) { return u.softcap == 0.0f
 struct TileScratch {
   const uint8_t** records;
   float* key_factors;
-  float* value_factors;
+  float* value_factors;   // of bytes of weights
+  float* value_heights;   // log2 of the scales, nearly
   float* value_minima;
   uint8_t* unpacked;
 };
 
-// A query's tile so far, in its `running` floats: sums of sixteen lanes, shifts of sixteen lanes, the maximum.
-constexpr int kShifts = 16, kMaximum = 32;
+// A query's tile so far, in its `running` floats: sums of sixteen lanes, shifts of sixteen lanes. Its maximum is a lane
+// of its unit's `maxima`.
+constexpr int kShifts = 16;
 
-// What adds a stretch to one query's tile: result = result * keep + scale * what was summed.
-struct Step {
-  float scale, keep, max;
-  bool used;  // the query attends to some of the stretch; otherwise nothing of it changes
+// What adds a stretch to the unit's tiles: result = result * keep + scale * what was summed. A lane a query.
+struct Steps {
+  alignas(64) float tops[16];   // the highest of the stretch
+  alignas(64) float maxima[16]; // the highest so far
+  alignas(64) float keep[16];   // what earlier sums are worth now
+  alignas(64) float rise[16];   // 2^(tops - maxima)
+  alignas(64) float scale[16];
+  bool used[kScratchUnit];      // the query attends to some of the stretch; otherwise nothing of it changes
 };
 
-// The maxima so far, and what is left of earlier sums under them. tops: each query's highest score of the stretch.
-template <int R>
-static inline void raise_maxima(const Unit& u, const float* tops, Step* steps) {
-  alignas(64) float fall[16] = {};
-  for (int r = 0; r < R; ++r) {
-    if (!steps[r].used) continue;
-    float& top = u.running[r * kRunning + kMaximum];
-    const float here = tops[r] * score_scale(u, r), raised = here > top ? here : top;
-    fall[r] = top == -HUGE_VALF ? top : top - raised;
-    steps[r].max = top = raised;
-  }
-  f_store(fall, f_exp2(f_load(fall)));
-  for (int r = 0; r < R; ++r) steps[r].keep = fall[r];
-}
-
-template <int R>
-static inline void find_maxima(const Unit& u, const Span* spans, Step* steps) {
-  float tops[R];
-  for (int r = 0; r < R; ++r) {
-    steps[r].used = spans[r].begin < spans[r].end;
-    tops[r] = span_max(u.scores + r * kTile, spans[r]);
-  }
-  raise_maxima<R>(u, tops, steps);
+static inline void raise_maxima(const Unit& u, F16 tops, Steps& steps) {
+  const F16 before = f_load(u.maxima), now = f_max(tops, before), one = f_set(1.0f);
+  const M16 higher = f_greater(tops, before);
+  const F16 apart = f_exp2(f_sub(f_set(0.0f), f_abs(f_sub(tops, before))));
+  f_store(steps.tops, tops);
+  f_store(steps.maxima, now);
+  f_store(u.maxima, now);
+  f_store(steps.keep, f_select(higher, apart, one));
+  f_store(steps.rise, f_select(higher, one, apart));
 }
 
 static inline void add_lanes(float* lanes, F16 more, float keep) {
@@ -92,8 +86,7 @@ static inline void add_lanes(float* lanes, F16 more, float keep) {
 
 static inline void start_tile(float* record, float* running, int32_t dim) {
   clear_record(record, dim);
-  for (int i = 0; i < kMaximum; ++i) running[i] = 0.0f;
-  running[kMaximum] = -HUGE_VALF;
+  for (int i = 0; i < kRunning; i += 16) f_store(running + i, f_set(0.0f));
 }
 
 }  // namespace

@@ -108,7 +108,7 @@ Kernels fill(const Level& level) {
 
 // A compiler too old for a level's instructions leaves its tables empty.
 bool is_complete(const Kernels& k) {
-  return k.linear && k.quantize_row && k.table_row && k.attend && k.merge && k.kv_write && k.prepare_q && k.rms_norm &&
+  return k.linear && k.quantize_row && k.table_row && k.attend && k.merge && k.conclude && k.kv_write && k.prepare_q && k.rms_norm &&
          k.layer_norm && k.rope && k.add && k.activate && k.softcap && k.argmax;
 }
 

@@ -113,8 +113,9 @@ struct AttendArgs {
   int32_t heads = 1;           // kv heads from kv_head on, their query heads one after the other
 };
 
-// A tile's result for one (row, query head): max, sum, then dim floats of sum(p * v) (not normalised).
-inline int64_t partial_floats(int dim) { return round_up(2 + dim, 16); }
+// A tile's result for one (row, query head): dim floats of sum(p * v), not normalised, padded to whole lanes; then the
+// maximum and the sum of p.
+inline int64_t partial_floats(int dim) { return round_up(dim, 16) + 16; }
 
 // ---------------------------------------------------------------- the table
 struct Kernels {
@@ -159,8 +160,11 @@ struct Kernels {
   void (*attend)(const AttendArgs* a, const uint8_t* q, int64_t q_row_stride, const int32_t* positions, int32_t rows,
                  int32_t tile_begin, int32_t tile_end, float* partials, float* out, int64_t out_row_stride,
                  uint8_t* scratch);
-  // Merges `tiles` partial records in order and normalises: exactly the arithmetic `attend` uses between tiles.
-  void (*merge)(const float* partials, int32_t tiles, int32_t dim, float* out);
+  // Adds `tiles` partial records of each of `queries` queries, in order, to their states, which are such records too:
+  // exactly the arithmetic `attend` uses between tiles. first: there is nothing in the states yet.
+  void (*merge)(const float* partials, int32_t queries, int32_t tiles, int32_t dim, bool first, float* states);
+  // What states come to: dim floats a query, one after the other.
+  void (*conclude)(const float* states, int32_t queries, int32_t dim, float* out);
 };
 
 int64_t linear_scratch_bytes(int64_t max_cols);

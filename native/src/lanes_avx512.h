@@ -143,5 +143,23 @@ static inline float f_top(F16 a) {
   return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
 }
 
+static inline __m512 top_pair(__m512 a, __m512 b) {
+  return _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+}
+static inline __m512 top_four(__m512 a, __m512 b, __m512 c, __m512 d) {
+  const __m512d ab = _mm512_castps_pd(top_pair(a, b)), cd = _mm512_castps_pd(top_pair(c, d));
+  return _mm512_max_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+}
+// The highest lane of each of N <= 8, that of the i-th in lane top_lane(i): all at once they share most of the work.
+static constexpr int top_lane(int i) { return i < 4 ? i : i + 4; }
+template <int N>
+static inline F16 f_tops(const F16 (&x)[N]) {
+  const auto at = [&](int i) { return x[i < N ? i : N - 1].v; };
+  const __m512 low = top_four(at(0), at(1), at(2), at(3));
+  const __m512 high = N <= 4 ? low : top_four(at(4), at(5), at(6), at(7));
+  const __m512 half = _mm512_max_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
+  return {_mm512_max_ps(half, _mm512_shuffle_f32x4(half, half, 0xb1))};
+}
+
 }  // namespace
 }  // namespace lg

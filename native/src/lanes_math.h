@@ -23,15 +23,25 @@ static inline F16 f_exp2(F16 t) {
 // Adding this to |x| < 2^22 rounds to the nearest whole number, which then stands in the low bits.
 constexpr float kRounder = 0x1.8p+23f;
 
-// 2^t for t up to about 1, with a relative error under 3e-6; below 2^-125 exactly 0, NaN stays NaN. Cheaper than f_exp2.
+// 2^t, with a relative error under 3e-6; below 2^-125 exactly 0, NaN stays NaN; t below 127. Cheaper than f_exp2.
+// Several at once, step by step: one alone would wait for itself.
+template <int N>
+__attribute__((always_inline)) static inline void f_weights(F16 (&t)[N]) {
+  F16 u[N], f[N], r[N];
+  for (int i = 0; i < N; ++i) u[i] = f_add(t[i], f_set(kRounder));
+  for (int i = 0; i < N; ++i) f[i] = f_sub(u[i], f_set(kRounder));
+  for (int i = 0; i < N; ++i) f[i] = f_sub(t[i], f[i]);
+  for (int i = 0; i < N; ++i) r[i] = f_fma(f[i], f_set(0x1.3a02ccp-7f), f_set(0x1.c9fc46p-5f));
+  for (int i = 0; i < N; ++i) r[i] = f_fma(f[i], r[i], f_set(0x1.ec0378p-3f));
+  for (int i = 0; i < N; ++i) r[i] = f_fma(f[i], r[i], f_set(0x1.62e12cp-1f));
+  for (int i = 0; i < N; ++i) r[i] = f_fma(f[i], r[i], f_set(1.0f));
+  for (int i = 0; i < N; ++i) t[i] = f_shift_exponent(f_not_less(t[i], f_set(-125.0f)), r[i], u[i]);
+}
+
 static inline F16 f_weight(F16 t) {
-  const F16 u = f_add(t, f_set(kRounder));
-  const F16 f = f_sub(t, f_sub(u, f_set(kRounder)));
-  F16 r = f_fma(f, f_set(0x1.3a02ccp-7f), f_set(0x1.c9fc46p-5f));
-  r = f_fma(f, r, f_set(0x1.ec0378p-3f));
-  r = f_fma(f, r, f_set(0x1.62e12cp-1f));
-  r = f_fma(f, r, f_set(1.0f));
-  return f_shift_exponent(f_not_less(t, f_set(-125.0f)), r, u);
+  F16 one[1] = {t};
+  f_weights(one);
+  return one[0];
 }
 
 constexpr float kLog2e = 0x1.715476p+0f;

@@ -269,5 +269,14 @@ static inline float f_top(F16 x) {
   return x.v[0];
 }
 
+// The highest lane of each of N <= 8, that of the i-th in lane top_lane(i).
+static constexpr int top_lane(int i) { return i; }
+template <int N>
+static inline F16 f_tops(const F16 (&x)[N]) {
+  alignas(64) float tops[16] = {};
+  for (int i = 0; i < N; ++i) tops[i] = f_top(x[i]);
+  return f_load(tops);
+}
+
 }  // namespace
 }  // namespace lg

@@ -93,21 +93,16 @@ void AttentionOp::attend(Step& step, const Worker& worker, const AttendItem& ite
     if (p_.plan->completes(item, row, p_.use)) merge(step, worker, item, row);
 }
 
-// A query's records lie in several pieces; they are brought together in tile order.
+// A row's records lie in several pieces, which are brought together in tile order.
 void AttentionOp::merge(Step& step, const Worker& worker, const AttendItem& item, int32_t row) const {
-  const int32_t dim = p_.spec.head_dim;
-  const int64_t record = partial_floats(dim);
-  float* together = step.scratch[worker.id].merge;
-  for (int32_t query = 0; query < p_.plan->shape().group * item.heads; ++query) {
-    int32_t tiles = 0;
-    for (int32_t i = p_.plan->first_part(item, row); i >= 0; i = p_.plan->part(i).next) {
-      const AttendPart& part = p_.plan->part(i);
-      std::copy_n(step.partials + part.partials + query * part.tiles * record, part.tiles * record,
-                  together + tiles * record);
-      tiles += part.tiles;
-    }
-    step.kernels->merge(together, tiles, dim, output(row, item.kv_head) + int64_t{query} * dim);
+  const int32_t dim = p_.spec.head_dim, queries = p_.plan->shape().group * item.heads;
+  float* states = step.scratch[worker.id].merge;
+  const int32_t first = p_.plan->first_part(item, row);
+  for (int32_t i = first; i >= 0; i = p_.plan->part(i).next) {
+    const AttendPart& part = p_.plan->part(i);
+    step.kernels->merge(step.partials + part.partials, queries, part.tiles, dim, i == first, states);
   }
+  step.kernels->conclude(states, queries, dim, output(row, item.kv_head));
 }
 
 }  // namespace lg

@@ -151,7 +151,7 @@ void Program::lay_out_scratch(const lg_program_spec& spec) {
     const int64_t record = partial_floats(a.head_dim);
     width = std::max(width, round_up(a.head_dim, kGroup));
     queries = std::max(queries, a.num_heads * layouts_[a.layer].q_bytes);
-    merge = std::max(merge, max_tiles(spec) * record);
+    merge = std::max(merge, a.num_heads * record);
     partial_capacity_ = std::max(partial_capacity_, kPartialRows * a.num_heads * max_tiles(spec) * record);
     kernel = std::max(kernel, attend_scratch_bytes(a.head_dim, a.num_heads / a.num_kv_heads));
   }

@@ -36,7 +36,7 @@ struct Scratch {
   uint8_t* kernel;    // for linear and attend
   PreparedRows few;   // kFewRows rows
   float* row;         // one row of the widest buffer
-  float* merge;       // one query's partial records
+  float* merge;       // a row's queries while their partial records come together
 };
 
 // One rope's angles of the step's rows: `half` cosines, then `half` sines a row.

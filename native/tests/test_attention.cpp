@@ -187,8 +187,11 @@ static std::vector<float> run(const Kernels& k, Store& s, const World& w, int64_
       for (int64_t i = 0; i < rows * c.group; ++i)
         std::memcpy(&all[(i * tiles + begin) * record], &some[i * n * record], size_t(n * record) * 4);
     }
-    for (int64_t i = 0; i < rows * c.group; ++i)
-      k.merge(&all[i * tiles * record], tiles, c.dim, &wide[i / c.group * stride + i % c.group * c.dim]);
+    std::vector<float> raw_states(size_t(c.group * record), NAN);
+    for (int64_t r = 0; r < rows; ++r) {
+      k.merge(&all[r * c.group * tiles * record], c.group, tiles, c.dim, true, raw_states.data());
+      k.conclude(raw_states.data(), c.group, c.dim, &wide[r * stride]);
+    }
   }
   for (int64_t r = 0; r < rows; ++r) {
     out.insert(out.end(), &wide[r * stride], &wide[r * stride] + c.group * c.dim);
