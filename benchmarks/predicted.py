@@ -177,8 +177,9 @@ class _Quiet:
 
 def measure(models: Sequence[str | None], rounds: int, part: float) -> list[dict[str, Any]]:
     measured = [Measured(model) for model in models]
-    backend = measured[0].llm.parts.backend
-    calibration = Calibration(backend, backend.threads)
+    parts = measured[0].llm.parts
+    isa, threads = parts.executor.isa, parts.executor.threads
+    calibration = Calibration(parts.backend, threads)
     for _ in calibration.open():
         pass
     machines: list[list[Machine]] = [[] for _ in measured]
@@ -189,7 +190,7 @@ def measure(models: Sequence[str | None], rounds: int, part: float) -> list[dict
             for _ in model.points():
                 pass
             after = calibrated(calibration)
-            mine.append((before + after).machine(backend.isa, backend.threads, part))
+            mine.append((before + after).machine(isa, threads, part))
             before = after
         print(f"round {number + 1} of {rounds}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     return [row for model, mine in zip(measured, machines, strict=True) for row in model.rows(mine, part)]
