@@ -12,7 +12,7 @@ from legato.core.sequence import FinishReason
 from legato.engine import Engine
 from legato.errors import OverloadedError
 from legato.measure.step_time import StepCost, StepTimeModel
-from legato.schedule.budget import WholeSteps
+from legato.schedule.budget import Pace, WholeSteps
 from legato.schedule.forecast import Job, forecast
 
 LAW = StepCost(6.5e-3, 1e-4, 4e-4, 8e-7, 1.5e-7, 1e-4)
@@ -276,3 +276,12 @@ def test_a_static_batch_takes_back_whoever_had_to_give_way() -> None:
         beside += len(plan.slices) > 1 and any(s.seq.num_preemptions for s in plan.slices)
     assert beside > 0, "it runs beside the others again"
     assert sched.num_preemptions > 0 and ended(events) == dict.fromkeys("abc", FinishReason.LENGTH)
+
+
+def test_a_prompt_beside_streams_is_expected_to_be_read_at_the_pace_that_they_leave() -> None:
+    model, running = StepTimeModel(), [Job(0, 50)] * 3
+    slow, fast = (
+        forecast(model, budget, 4, 512, 100, running, [], Job(2000, 1)).prefill_s
+        for budget in (Pace(model, 0.02), WholeSteps())
+    )
+    assert slow > 1.05 * fast

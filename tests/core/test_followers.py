@@ -228,6 +228,8 @@ def test_shared_pages_counts_whole_pages_of_both() -> None:
         (a, 99, 5), (a, 3, 3), (a[:11], 99, 2), ([*a[:9], 0], 99, 2), ([9, *a[1:]], 99, 0), ([], 99, 0), (a, 0, 0)
     ):  # fmt: skip
         assert shared_pages(a, b, 4, most) == shared_pages(b, a, 4, most) == pages, (b, most)
+    for count in range(21):
+        assert shared_pages(a, [*a[:count], -1, *a[count:]], 1, 99) == count
 
 
 prompts = st.lists(

@@ -16,19 +16,27 @@ STEP, BUDGET, TENANTS, WAITING, FORECAST, DOOR, PLAN, LIMITS = (
     )
 )  # fmt: skip
 FAIR, LATE, SLO, TIME = "test_fairness", "test_deadlines", "test_slo", "test_step_time"
+PROMPTS, PAUSE, BAND, WITHIN, BETWEEN = (
+    f"{TIME}::test_{name}"
+    for name in (
+        "what_was_learnt_of_prompts_survives_an_hour_of_streams", "a_single_pause_teaches_next_to_nothing",
+        "the_band_holds_nearly_all_steps_and_is_no_wider_than_it_must", "rows_within_a_time_are_the_most_that_fit",
+        "a_pause_between_steps_is_in_the_band_but_not_in_the_costs",
+    )
+)  # fmt: skip
 MUTANTS = [
-    Mutant("kinds of steps forgotten together", STEP, "sums[kind] = [", "sums[0] = sums[1] = sums[2] = [", TIME),
-    Mutant("outliers taken in whole", STEP, "if seen > FEW else math.inf", "if seen < 0 else math.inf", TIME),
+    Mutant("kinds of steps forgotten together", STEP, "sums[kind] = [", "sums[0] = sums[1] = sums[2] = [", PROMPTS),
+    Mutant("outliers taken in whole", STEP, "if seen > FEW else math.inf", "if seen < 0 else math.inf", PAUSE),
     Mutant("the machine's pace is not followed", STEP, "        self._pace *= change\n", "", TIME),
     Mutant("negative costs", STEP, "max(0.0, w[j] + slope", "(w[j] + 1.5 * slope", TIME),
     Mutant("nothing learnt", STEP, "        self._learn(load,", "        (lambda *a: None)(load,", TIME),
-    Mutant("a band of the middle", STEP, "ratios.quantile(QUANTILE)", "ratios.quantile(0.5)", TIME),
-    Mutant("rows counted without their attention", STEP, "+ 0.5 * visit * n * n", "", TIME),
-    Mutant("one row too many", STEP, "<= spare:", "<= spare * 1.1 + 1e-3:", TIME),
+    Mutant("a band of the middle", STEP, "ratios.quantile(QUANTILE)", "ratios.quantile(0.5)", BAND),
+    Mutant("rows counted without their attention", STEP, "+ 0.5 * visit * n * n", "", WITHIN),
+    Mutant("one row too many", STEP, "<= spare:", "<= spare * 1.1 + 1e-3:", WITHIN),
     Mutant("the pause between steps not counted", STEP, "interval if interval is not None", "seconds if interval",
-           TIME),
-    Mutant("a sequence's keys read for nothing", STEP, "- p[3] * w[3] * start", "", TIME),
-    Mutant("prompts counted as streams", STEP, "self.prompt_rows += sign * length", "pass", TIME),
+           BETWEEN),
+    Mutant("a sequence's keys read for nothing", STEP, "- p[3] * w[3] * start", "", WITHIN),
+    Mutant("prompts counted as streams", STEP, "self.prompt_rows += sign * length", "pass", PROMPTS),
     Mutant("an SLO without the band", BUDGET, "self.itl_slo_s / self.model.band(1)", "self.itl_slo_s", SLO),
     Mutant("an SLO of twice the time", BUDGET, "self.itl_slo_s / self", "2 * self.itl_slo_s / self", SLO),
     Mutant("streams slowed without end", BUDGET, "STRETCH * self._alone", "math.inf", SLO),

@@ -41,6 +41,8 @@ def test_thousands_of_requests_at_ten_times_the_demand_all_end(count: int) -> No
                 assert event.usage.num_preemptions <= 8
                 answers[event.request_id] = told.pop(event.request_id)
         assert runner.num_rows > rows, "a step without progress"
+        if runner.num_steps % 16 == 0:
+            engine.scheduler.check()
     stats = engine.stats()
     assert stats.num_preemptions > 50 and stats.kv.in_use == 0 and not engine.has_work
     for name, request in requests.items():

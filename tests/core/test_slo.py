@@ -139,3 +139,11 @@ def test_the_first_prompt_that_asks_gets_a_row_whatever_the_time() -> None:
     assert pace.rows(streams, 8000, 64) >= 1
     assert pace.rows(streams, 8000, 64) == 0
     assert WholeSteps().rows(streams, 8000, 64) == 64
+
+
+def test_the_limit_of_a_step_with_streams_does_not_outlive_it() -> None:
+    pace = Pace(StepTimeModel(), 0.02)
+    pace.begin(Load.of_streams(4, 100))
+    assert pace.rows(Load.of_streams(4, 100), 0, 512) < 512
+    pace.begin(Load())
+    assert pace.rows(Load(), 0, 512) == 512

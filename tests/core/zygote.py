@@ -2,9 +2,10 @@
 
 Knows: modules by name, sources that replace them, files of tests. Does not know: how a mutant was made.
 
-What costs time is paid once: pytest, hypothesis and numpy are imported and all sources compiled before a fork,
-which stops at its first failure. Hypothesis runs a few examples only. A fork may take so many seconds of the
-processor (not of the clock: the machine may be busy); what takes more goes in circles, which its tests would notice.
+What costs time is paid once: pytest, hypothesis and numpy are imported and all sources compiled before a fork, which
+stops at its first failure. Tests of time do not judge, and hypothesis runs a few examples only. A fork may take so many
+seconds of the processor (not of the clock: the machine may be busy); what takes more goes in circles, which its tests
+would notice.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def few_examples() -> None:
 
 
 def judge(tests: Sequence[str]) -> int:
-    """Runs `tests` (files' stems, or worlds:COUNT) in this process until one fails."""
+    """Runs `tests` (files' stems, perhaps with ::test, or worlds:COUNT) in this process until one fails."""
     import pytest
 
     for name in tests:
@@ -120,9 +121,11 @@ def judge(tests: Sequence[str]) -> int:
             logging.disable(logging.NOTSET)
             continue
         plain = ["-q", "-x", "--tb=line", "--assert=plain", "--noconftest", "-c", os.devnull, "--rootdir", str(HERE),
-                 "-m", "not slow"]  # fmt: skip
+                 "-m", "not slow", "-k", "not (does_not_search or is_quick or is_cheap)"]  # fmt: skip
         without = [f"-pno:{plugin}" for plugin in ("cacheprovider", "xdist", "hypothesispytest", "randomly")]
-        status = pytest.main([*plain, *without, "-W", "ignore", str(HERE / f"{name}.py")])
+        file, _, test = name.partition("::")
+        where = f"{HERE / file}.py" + (f"::{test}" if test else "")
+        status = pytest.main([*plain, *without, "-W", "ignore", where])
         if status:
             return KILLED if status == pytest.ExitCode.TESTS_FAILED else BROKEN
     return SURVIVED
