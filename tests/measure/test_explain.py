@@ -20,7 +20,7 @@ from legato.measure.case import Case, Setting, Visit
 from legato.measure.cost import Role, attention_flops
 from legato.measure.explain import LABELS, explain, token_line
 from legato.measure.line import fit_line
-from legato.measure.machine import Machine
+from legato.measure.machine import Machine, Sheet
 from legato.measure.step_time import Load, StepCost, StepTimeModel
 from legato.report.explain import page
 from legato.report.page import Bars, Mark, Plot
@@ -213,6 +213,18 @@ def test_a_cached_prefix_saves_what_was_promised(prompt: int) -> None:
     found = advice_of(case)["cached_prefix"]
     assert found.saves_ms == pytest.approx(total_ms(case) - total_ms(lived(prompt, hit, 30)), rel=0.05)
     assert "cached_prefix" not in advice_of(lived(prompt, hit, 30)), "nothing is left to be found"
+
+
+def test_what_looking_back_takes_by_rows_is_known_from_the_calibration() -> None:
+    """A machine on which reading keys, and not their operations, is what looking back takes: less for each token."""
+    case = lived(2000, 0, 8)
+    bound = replace(SHEET, sheet=Sheet({8: 1e4, 16: 1e4}), read_gb_s={"all": 1.0})
+    by_sums, by_rates = (
+        advice_of(replace(case, setting=replace(case.setting, machine=machine)))["shorter_prompt"].saves_ms
+        for machine in (None, bound)
+    )
+    rows = 1e3 * ROW * 100 + 7 * 100 * 1e3 * CONTEXT
+    assert rows < by_rates < by_sums
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])

@@ -59,18 +59,22 @@ def advise(case: Case, line: Line | None) -> list[Advice]:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """A prompt's positions [start, end), and what its steps would take by the measured parts of those that were."""
+    """A prompt's positions [start, end) by what their time goes with; `looking` has any unit, but always the same."""
 
     rows: int
     steps: int
-    flops: int
+    looking: float
 
     @classmethod
     def of(cls, case: Case, start: int, end: int) -> Prefill:
+        """Looking back by the machine's rates (a part of it goes with rows), uncalibrated by its operations alone."""
         s = case.setting
-        return cls(
-            end - start, len(list(chunks(start, end, s.chunk))), cost.attention_flops(s.spec, start, end - start)
-        )
+        if s.machine is not None:
+            took = Predictor(s.spec, s.bits, s.kv, s.machine).ttft(end, start, s.chunk)
+            looking = took.kv + took.attention
+        else:
+            looking = float(cost.attention_flops(s.spec, start, end - start))
+        return cls(end - start, len(list(chunks(start, end, s.chunk))), looking)
 
 
 def prefill_ms(case: Case, start: int, end: int) -> float:
@@ -80,7 +84,7 @@ def prefill_ms(case: Case, start: int, end: int) -> float:
     now = Prefill.of(case, start, end)
     seconds = felt.compute * now.rows / was.rows
     seconds += (felt.weights + felt.host) * now.steps / was.steps
-    seconds += felt.kv * now.flops / was.flops
+    seconds += felt.kv * now.looking / was.looking
     return 1e3 * seconds
 
 
