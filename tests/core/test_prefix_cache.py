@@ -12,7 +12,7 @@ from legato.core.request import Request, SamplingParams
 from legato.core.sequence import Sequence
 from legato.errors import EngineError
 from legato.schedule.cache_manager import CacheManager, KvReport
-from legato.schedule.page_pool import PagePool, pages_for
+from legato.schedule.page_pool import RUN, PagePool, pages_for
 from legato.schedule.prefix_tree import PrefixTree
 
 
@@ -243,12 +243,53 @@ def test_the_pool_check_sees_each_kind_of_fault() -> None:
     pool.check(expected)
     with pytest.raises(EngineError, match="holders"):
         pool.check([0, 0, 0])
-    pool._free.append(pool._free[0])
-    with pytest.raises(EngineError, match="twice"):
+    pool._num_free -= 1
+    with pytest.raises(EngineError, match="counted as free"):
         pool.check(expected)
-    pool._free[:] = []
-    with pytest.raises(EngineError, match="disagree"):
+    pool._num_free += 1
+    pool._free_in[0] += 1
+    with pytest.raises(EngineError, match="miscounted"):
         pool.check(expected)
+
+
+@given(st.integers(1, 100), st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1000)), max_size=200))
+@settings(max_examples=60)
+def test_every_free_page_can_be_taken_once_whatever_came_before(size: int, turns: list[tuple[int, int]]) -> None:
+    pool, held = PagePool(size, 4), list[int]()
+    for action, which in turns:
+        if action and pool.num_free:
+            held.append(pool.take(held[which % len(held)] if held and action > 1 else None))
+        elif held:
+            pool.drop(held.pop(which % len(held)))
+        pool.check([int(page in held) for page in range(size)])
+        assert len(set(held)) == len(held) == size - pool.num_free
+    while pool.num_free:
+        held.append(pool.take())
+    assert sorted(held) == list(range(size))
+
+
+def test_a_sequence_gets_neighbouring_pages_beside_others_that_grow_with_it() -> None:
+    pool = PagePool(8 * RUN, 4)
+    users: list[list[int]] = [[] for _ in range(4)]
+    for _ in range(2 * RUN):
+        for pages in users:
+            pages.append(pool.take(pages[-1] if pages else None))
+    for pages in users:
+        for first in (0, RUN):
+            assert pages[first : first + RUN] == list(range(pages[first], pages[first] + RUN))
+    for pages in users:
+        for page in reversed(pages):
+            pool.drop(page)
+    again = pool.take()
+    assert [pool.take(again + i) for i in range(RUN - 1)] == list(range(again + 1, again + RUN))
+
+
+def test_what_a_long_prompt_takes_from_the_cache_comes_in_order() -> None:
+    users = Users(num_pages=2 * RUN, page_size=1)
+    users.close(users.open(list(range(1, 2 * RUN + 1))))
+    seq = users.open(list(range(1001, 1001 + RUN)))
+    assert seq is not None
+    assert seq.pages == sorted(seq.pages) and seq.pages[-1] - seq.pages[0] == RUN - 1
 
 
 def test_the_tree_check_sees_each_kind_of_fault() -> None:

@@ -107,10 +107,10 @@ class CacheManager:
         missing = pages_for(num_tokens, self.page_size) - len(seq.pages)
         if missing > self.num_available:
             return False
+        for _ in range(missing - self._pool.num_free):  # all of them first, so that those taken can be neighbours
+            self._pool.drop(self._tree.evict(self.now, seq.request.request_id))
         for _ in range(missing):
-            if not self._pool.num_free:
-                self._pool.drop(self._tree.evict(self.now, seq.request.request_id))
-            seq.pages.append(self._pool.take())
+            seq.pages.append(self._pool.take(seq.pages[-1] if seq.pages else None))
         return True
 
     def commit(self, seq: Sequence) -> None:
