@@ -82,7 +82,7 @@ class PagePool:
         return left
 
     def check(self, expected: list[int]) -> None:
-        """Raises `EngineError` unless the holders are exactly `expected` and the counts of free pages agree with them."""
+        """Raises `EngineError` unless the holders are exactly `expected` and free pages are counted rightly."""
         for page, (have, want) in enumerate(zip(self._holders, expected, strict=True)):
             if have != want:
                 raise EngineError(f"page {page} counts {have} holders, but {want} hold it")
