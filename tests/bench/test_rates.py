@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import fields
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from legato.bench.found import Found
 from legato.bench.made_up import batch_of, layers_of, made_up_spec
-from legato.bench.rates import LAPS, Load, Shape, Steps, attention_rates, fit, product_rates
+from legato.bench.rates import LAPS, Load, Shape, Steps, attention_rates, fit, product_rates, rising
 from legato.bench.walls import DECODES, FEW_LOOKS, LOOKS, PRODUCTS, ROWS
 from legato.kernels.ops import KvFormat
 from legato.measure import cost
@@ -146,3 +147,11 @@ def test_no_rate_is_nothing_however_wild_the_steps() -> None:
     rates, inputs = product_rates(steps, MATRIX, quantile=0.25)
     for n in ROWS:
         assert rates[0].seconds[n] > 0.25 * WEIGHT[Q4] * n and inputs[n] >= 0
+
+
+@given(st.lists(st.floats(1e-12, 1e3), min_size=1, max_size=12))
+def test_rates_by_rows_never_fall_and_keep_their_sum(values: list[float]) -> None:
+    found = rising(values)
+    assert all(a <= b * (1 + 1e-12) for a, b in itertools.pairwise(found))
+    assert sum(found) == pytest.approx(sum(values))
+    assert rising(sorted(values)) == sorted(values)

@@ -102,7 +102,22 @@ def product_rates(
             ]
             weights, taken, reading = (sum(column) for column in zip(*mine, strict=True))
             seconds[fmt][rows] = max(taken - reading, LEAST_PART * taken) / weights
-    return tuple(ProductRate(str(f), 8 * f.block_bytes / f.block, by) for f, by in seconds.items()), inputs
+    return tuple(
+        ProductRate(str(f), 8 * f.block_bytes / f.block, dict(zip(by, rising(list(by.values())), strict=True)))
+        for f, by in seconds.items()
+    ), inputs
+
+
+def rising(values: Sequence[float]) -> list[float]:
+    """The nearest values that never fall: neighbours that do become their mean. More rows take no less time."""
+    groups: list[tuple[float, int]] = []  # mean, how many
+    for value in values:
+        mean, count = value, 1
+        while groups and groups[-1][0] > mean:
+            before, many = groups.pop()
+            mean, count = (before * many + mean * count) / (many + count), many + count
+        groups.append((mean, count))
+    return [mean for mean, count in groups for _ in range(count)]
 
 
 def attention_rates(steps: Iterable[Steps], quantile: float) -> tuple[AttentionRate, ...]:
