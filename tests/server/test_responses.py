@@ -191,6 +191,16 @@ def test_what_is_refused_is_refused_by_name(letters: Live, change: dict[str, Any
     assert reply.error["param"] == named and reply.error["type"] == "invalid_request_error", reply.error
 
 
+def test_a_length_for_load_generators(letters: Live) -> None:
+    """`ignore_eos` and `min_tokens` go on past the end of the model's own answer; a `seed` repeats it."""
+    whole = {**ASK, "temperature": 1, "max_output_tokens": 40, "seed": 5}
+    for change in ({"ignore_eos": True}, {"min_tokens": 40}):
+        replies = [letters.post(PATH, {**whole, **change}).json for _ in range(2)]
+        assert [reply["usage"]["output_tokens"] for reply in replies] == [40, 40]
+        assert replies[0]["output"][0]["content"] == replies[1]["output"][0]["content"]
+    assert letters.post(PATH, {**whole, "min_tokens": 41}).error["param"] == "min_tokens"
+
+
 # -- OpenAI's own client ----------------------------------------------------------------------------------------------
 
 

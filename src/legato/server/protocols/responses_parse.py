@@ -51,7 +51,7 @@ LOGPROBS = "message.output_text.logprobs"
 
 
 class ResponsesBody(msgspec.Struct, kw_only=True):
-    """`POST /v1/responses`."""
+    """`POST /v1/responses`; `seed`, `min_tokens` and `ignore_eos` as in chats: load generators send them here too."""
 
     model: str | None = None
     input: str | list[dict[str, Any]] | None = None
@@ -68,6 +68,9 @@ class ResponsesBody(msgspec.Struct, kw_only=True):
     text: dict[str, Any] | None = None
     include: list[str] | None = None
     metadata: dict[str, Any] | None = None
+    seed: int | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
 
 
 def parse_body(body: bytes, service: Service) -> tuple[ResponsesBody, Ask | None, tuple[str, ...]]:
@@ -100,6 +103,9 @@ def parse_body(body: bytes, service: Service) -> tuple[ResponsesBody, Ask | None
         parallel_tool_calls=asked.parallel_tool_calls,
         response_format=_format(asked.text, notes),
         chat_template_kwargs=_reasoning(asked.reasoning, notes),
+        seed=asked.seed,
+        min_tokens=asked.min_tokens,
+        ignore_eos=asked.ignore_eos,
     )
     ask = ask_of(chat, NAMES, notes, "text.format")
     return asked, ask, ask.ignored
