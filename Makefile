@@ -1,6 +1,6 @@
 # The verbs. Continuous integration runs the same ones. Each uses the tools on PATH: activate the environment first
 # (`make setup && . .venv/bin/activate`).
-.PHONY: setup native lint test test-fast native-test bench docs clean
+.PHONY: setup native lint test test-fast test-clients native-test bench docs clean
 
 setup:           ## an environment with everything for development, package installed in place
 	python3 -m venv .venv
@@ -22,6 +22,9 @@ test:            ## everything
 
 test-fast:       ## on every change
 	pytest -m "not slow"
+
+test-clients:    ## clients as others install them; LEGATO_CLIENTS_PYTHON=PYTHON[:PYTHON] has those that this Python lacks
+	pytest -rs -n 1 tests/clients
 
 native-test:     ## the kernels' own tests, as shipped and with address and undefined-behaviour sanitizers
 	cmake -S . -B build/tests -G Ninja -DCMAKE_BUILD_TYPE=Release -DLEGATO_TESTS=ON

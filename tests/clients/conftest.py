@@ -16,20 +16,29 @@ from installed import KEY, NAME, SETTING, Client, Served, pythons, version_in
 from legato.bench.own_server import own_server
 
 
-@pytest.fixture
-def client(tmp_path: Path, record_property: Callable[[str, object], None]) -> Callable[[str], Client]:
-    """Finds an installed distribution by what pip calls it, extras included; skips aloud where nobody has it."""
+@pytest.fixture(scope="session")
+def find() -> Callable[[str], Client]:
+    """Finds an installed distribution by what pip calls it, extras included; skips aloud where nobody has it.
 
-    def find(wanted: str) -> Client:
+    Tests take their client before their server, so that none is started for a client that is not there.
+    """
+
+    def found(wanted: str) -> Client:
         name = wanted.partition("[")[0]
         for python in pythons():
-            version = version_in(python, name)
-            if version:
-                record_property("client", f"{name} {version}")
-                return Client(python, tmp_path)
+            if version := version_in(python, name):
+                return Client(python, f"{name} {version}")
         pytest.skip(f"{name} is not installed: pip install '{wanted}' anywhere, and {SETTING}=that Python")
 
-    return find
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _named(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
+    """Clients of the whole session are there before what belongs to one test."""
+    for value in request.node.funcargs.values():
+        if isinstance(value, Client):
+            record_property("client", value.version)
 
 
 @pytest.fixture(scope="session")

@@ -38,33 +38,36 @@ class Served:
 
 @dataclass(frozen=True)
 class Client:
-    """An installed client: the Python that has it, in an environment without a network's settings or ours."""
+    """An installed client: the Python that has it, its name and version. Runs in a folder, with no network or setting.
+
+    What it would fetch from a hub it finds in the folder's `hf`, or not at all.
+    """
 
     python: str
-    folder: Path
+    version: str
 
-    def program(self, name: str, served: Served) -> Any:
+    def program(self, folder: Path, name: str, served: Served) -> Any:
         """Runs one of `programs/` and returns the JSON that it prints last."""
-        said = self.run([self.python, str(PROGRAMS / name), served.v1, served.model, served.key or "none"])
+        said = self.run(folder, [self.python, str(PROGRAMS / name), served.v1, served.model, served.key or "none"])
         return json.loads(said.splitlines()[-1])
 
-    def command(self, name: str, *arguments: str, **environ: str) -> str:
+    def command(self, folder: Path, name: str, *arguments: str, **environ: str) -> str:
         """Runs the command `name` that the client installed beside its Python."""
-        return self.run([str(Path(self.python).parent / name), *arguments], **environ)
+        return self.run(folder, [str(Path(self.python).parent / name), *arguments], **environ)
 
-    def run(self, command: list[str], **environ: str) -> str:
-        done = subprocess.run(
-            command, cwd=self.folder, env=self._environ() | environ, capture_output=True, text=True, timeout=ASIDE_S
-        )
+    def run(self, folder: Path, command: list[str], **environ: str) -> str:
+        environ = _environ(folder) | environ
+        done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=ASIDE_S)
         assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         return done.stdout
 
-    def _environ(self) -> dict[str, str]:
-        ours = ("LEGATO_", "PYTHON", "OPENAI_", "PYTEST_")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-        offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-        homes = {"HF_HOME": str(self.folder / "hf"), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-        return kept | offline | homes | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+def _environ(folder: Path) -> dict[str, str]:
+    ours = ("LEGATO_", "PYTHON", "OPENAI_", "PYTEST_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    homes = {"HF_HOME": str(folder / "hf"), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    return kept | offline | homes | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 def version_in(python: str, name: str) -> str:

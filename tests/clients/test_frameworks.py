@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from installed import Client, Served
@@ -10,8 +11,18 @@ from installed import Client, Served
 pytestmark = pytest.mark.slow
 
 
-def test_langchain(client: Callable[[str], Client], keyed: Served) -> None:
-    said = client("langchain-openai").program("langchain_chat.py", keyed)
+@pytest.fixture(scope="session")
+def langchain(find: Callable[[str], Client]) -> Client:
+    return find("langchain-openai")
+
+
+@pytest.fixture(scope="session")
+def llama_index(find: Callable[[str], Client]) -> Client:
+    return find("llama-index-llms-openai-like")
+
+
+def test_langchain(langchain: Client, keyed: Served, tmp_path: Path) -> None:
+    said = langchain.program(tmp_path, "langchain_chat.py", keyed)
     assert said["whole"]
     assert "".join(said["pieces"]) == said["whole"]
     assert len([piece for piece in said["pieces"] if piece]) > 5, "the stream came as one piece"
@@ -27,8 +38,8 @@ def test_langchain(client: Callable[[str], Client], keyed: Served) -> None:
         assert isinstance(city["coast"], bool)
 
 
-def test_llama_index(client: Callable[[str], Client], keyed: Served) -> None:
-    said = client("llama-index-llms-openai-like").program("llama_index_like.py", keyed)
+def test_llama_index(llama_index: Client, keyed: Served, tmp_path: Path) -> None:
+    said = llama_index.program(tmp_path, "llama_index_like.py", keyed)
     assert said["complete"]
     assert "".join(said["complete_pieces"]) == said["complete"]
     assert said["chat"]

@@ -47,6 +47,11 @@ metric_list: [{{metric: exact_match}}]
 """
 
 
+@pytest.fixture(scope="session")
+def lm_eval(find: Callable[[str], Client]) -> Client:
+    return find("lm-eval[api]")
+
+
 @pytest.fixture(scope="module")
 def llm(builtin_native: Path) -> Iterator[LLM]:
     with LLM(str(builtin_native)) as model:
@@ -73,7 +78,7 @@ def samples(folder: Path, task: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("more", ["", ",num_concurrent=3", ",tokenized_requests=False"], ids=["plain", "many", "texts"])
-def test_lm_eval(client: Callable[[str], Client], keyed: Served, llm: LLM, tmp_path: Path, more: str) -> None:
+def test_lm_eval(lm_eval: Client, keyed: Served, llm: LLM, tmp_path: Path, more: str) -> None:
     tasks = tmp_path / "tasks"
     tasks.mkdir()
     (tasks / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in QUESTIONS), encoding="utf-8")
@@ -83,7 +88,7 @@ def test_lm_eval(client: Callable[[str], Client], keyed: Served, llm: LLM, tmp_p
     model = f"model={keyed.model},base_url={keyed.v1}/completions,auth_token={keyed.key},max_retries=1{more}"
     asked = ["--model", "local-completions", "--model_args", model, "--tasks", "made_up_choices,made_up_texts"]
     where = ["--include_path", str(tasks), "--output_path", str(tmp_path / "out"), "--log_samples"]
-    client("lm-eval[api]").command("lm_eval", "run", *asked, *where, OPENAI_API_KEY=keyed.key)
+    lm_eval.command(tmp_path, "lm_eval", "run", *asked, *where, OPENAI_API_KEY=keyed.key)
     _choices_agree(samples(tmp_path / "out", "made_up_choices"), llm)
     greedy = SamplingParams(temperature=0, max_tokens=TOKENS, stop=("\n",))
     for question, sample in zip(QUESTIONS, samples(tmp_path / "out", "made_up_texts"), strict=True):

@@ -22,13 +22,23 @@ pytestmark = pytest.mark.slow
 REQUESTS, PROMPT, ANSWER = 6, 40, 12
 
 
+@pytest.fixture(scope="session")
+def guidellm(find: Callable[[str], Client]) -> Client:
+    return find("guidellm")
+
+
+@pytest.fixture(scope="session")
+def aiperf(find: Callable[[str], Client]) -> Client:
+    return find("aiperf")
+
+
 @pytest.fixture
 def tokenizer(builtin_path: Path, tmp_path: Path) -> Path:
     return hub_files.write_tokenizer(open_tokenizer(open_model(builtin_path)), tmp_path / "hf")
 
 
 @pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
-def test_guidellm(client: Callable[[str], Client], keyed: Served, tokenizer: Path, tmp_path: Path, route: str) -> None:
+def test_guidellm(guidellm: Client, keyed: Served, tokenizer: Path, tmp_path: Path, route: str) -> None:
     there = f"target={keyed.url},model={keyed.model},api_key={keyed.key}"
     asked = {
         "backend": f"kind=openai_http,{there},request_format={route}",
@@ -39,7 +49,7 @@ def test_guidellm(client: Callable[[str], Client], keyed: Served, tokenizer: Pat
         "output": f"kind=json,path={tmp_path / 'report.json'}",
     }
     options = [word for name, value in asked.items() for word in (f"--{name}", value)]
-    client("guidellm").command("guidellm", "run", *options, "--disable-console")
+    guidellm.command(tmp_path, "guidellm", "run", *options, "--disable-console")
     (run,) = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["benchmarks"]
     assert run["metrics"]["request_totals"] == {
         "successful": REQUESTS,
@@ -58,27 +68,27 @@ def test_guidellm(client: Callable[[str], Client], keyed: Served, tokenizer: Pat
 
 
 @pytest.mark.parametrize("kind", ["chat", "completions", "responses", "messages"])
-def test_aiperf(client: Callable[[str], Client], keyed: Served, tokenizer: Path, tmp_path: Path, kind: str) -> None:
-    found = aiperf(client("aiperf"), keyed, tmp_path, kind, "--api-key", keyed.key)
+def test_aiperf(aiperf: Client, keyed: Served, tokenizer: Path, tmp_path: Path, kind: str) -> None:
+    found = measured(aiperf, keyed, tmp_path, kind, "--api-key", keyed.key)
     assert found["request_count"]["avg"] == REQUESTS
     assert found["request_error_rate"]["avg"] == 0
     assert found["input_sequence_length"]["min"] == found["input_sequence_length"]["max"] == PROMPT
-    assert found["usage_completion_tokens"]["max"] == ANSWER
+    assert found["output_sequence_length"]["max"] == ANSWER
+    if kind != "responses":  # there it reads usage of completed ones only, and ours ended at their length
+        assert found["usage_completion_tokens"]["max"] == ANSWER
     if kind == "completions":
         assert found["usage_prompt_tokens"]["min"] == found["usage_prompt_tokens"]["max"] == PROMPT
     assert 0 < found["time_to_first_token"]["max"] < found["request_latency"]["max"]
 
 
-def test_aiperf_reads_our_metrics(
-    client: Callable[[str], Client], open_to_all: Served, tokenizer: Path, tmp_path: Path
-) -> None:
+def test_aiperf_reads_our_metrics(aiperf: Client, open_to_all: Served, tokenizer: Path, tmp_path: Path) -> None:
     """It asks /metrics for them without a key."""
-    aiperf(client("aiperf"), open_to_all, tmp_path, "chat")
+    measured(aiperf, open_to_all, tmp_path, "chat")
     read = json.loads((tmp_path / "out" / "server_metrics_export.json").read_text(encoding="utf-8"))
     assert any(name.startswith("legato") for name in read["metrics"])
 
 
-def aiperf(found: Client, served: Served, folder: Path, kind: str, *more: str) -> Any:
+def measured(client: Client, served: Served, folder: Path, kind: str, *more: str) -> Any:
     """Its JSON report of a small run."""
     sizes = {
         "request-count": REQUESTS,
@@ -92,5 +102,5 @@ def aiperf(found: Client, served: Served, folder: Path, kind: str, *more: str) -
     options = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     where = ["--output-artifact-dir", str(folder / "out"), "--ui", "none", "--no-gpu-telemetry"]
     what = ["--model", served.model, "--url", served.url, "--endpoint-type", kind, "--tokenizer", hub_files.NAME]
-    found.command("aiperf", "profile", "--streaming", *what, *options, *where, *more)
+    client.command(folder, "aiperf", "profile", "--streaming", *what, *options, *where, *more)
     return json.loads((folder / "out" / "profile_export_aiperf.json").read_text(encoding="utf-8"))
