@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live import Live, alphabet_assembly, echo_assembly, running
+from live import NAME, Live, Reply, alphabet_assembly, echo_assembly, running
 
 from legato.llm import LLM
 from legato.replay import Recorded, check_same_model, read_receipt, replay
@@ -106,3 +106,40 @@ def test_nothing_is_told_unasked_and_nothing_of_other_keys(alphabet: Path, echo:
         shared = live.post(TEXT, {"prompt": "a", "include": ["miss"]})
         assert shared.status == 400 and "several keys" in shared.error["message"]
         assert live.post(TEXT, {"prompt": "a", "max_tokens": 1, "include": ["receipt"]}).status == 200
+
+
+SAID = [{"role": "user", "content": "abc"}]
+OTHERS = {
+    "/v1/responses": {"input": "abc", "max_output_tokens": 9},
+    "/v1/messages": {"messages": SAID, "max_tokens": 9},
+    "/api/chat": {"model": NAME, "messages": SAID, "options": {"num_predict": 9}},
+    "/api/generate": {"model": NAME, "prompt": "abc", "options": {"num_predict": 9}},
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", OTHERS)
+def test_other_protocols_tell_it_at_their_answers_end(
+    letters: Live, llm: LLM, tmp_path: Path, path: str, stream: bool
+) -> None:
+    body = OTHERS[path] | {"stream": stream}
+    reply = letters.post(path, body | {"include": ["receipt", "miss", "explain"]})
+    assert reply.status == 200, reply.body
+    told = last_of(path, reply, stream)
+    assert replay(llm, saved(tmp_path, told["receipt"])) is None
+    assert 0 <= told["cache"]["cached_tokens"] < len(told["receipt"]["replay"]["prompt_ids"])
+    assert len(told["explain"]["steps"]) >= 9
+    plain = last_of(path, letters.post(path, body), stream)
+    assert not {"receipt", "cache", "explain"} & set(plain)
+    wrong = letters.post(path, body | {"include": ["recipe"]})
+    assert wrong.status == 400 and b"include" in wrong.body
+
+
+def last_of(path: str, reply: Reply, stream: bool) -> dict[str, Any]:
+    """Where an answer of this protocol says how it ended."""
+    if not stream:
+        return dict(reply.json)
+    if path.startswith("/api/"):
+        return dict(json.loads(reply.body.splitlines()[-1]))
+    events = [json.loads(line[6:]) for line in reply.body.decode().splitlines() if line.startswith("data: ")]
+    return dict(events[-1]["response"] if path == "/v1/responses" else events[-2])

@@ -17,7 +17,7 @@ from legato.server.jsonbody import dumps
 from legato.server.problems import Problem
 from legato.server.protocols import Asked, generation, ignored_header
 from legato.server.protocols.anthropic_parse import MessagesBody, parse_body
-from legato.server.protocols.openai.parts import timings
+from legato.server.protocols.openai.parts import measured
 from legato.server.protocols.turns import (
     Block,
     arguments_of,
@@ -113,7 +113,7 @@ class MessageEncoder:
     def end(self, result: Result) -> bytes:
         reason, sequence = self._ended(result, self._called)
         delta = {"delta": {"stop_reason": reason, "stop_sequence": sequence}, "usage": _usage_of(result)}
-        last = _event("message_delta", {**delta, "timings": timings(result)})
+        last = _event("message_delta", {**delta, **measured(result, self._stream.ask.include)})
         return b"".join([*self._close(), last, _event("message_stop", {})])
 
     def failed(self, problem: Problem) -> bytes:
@@ -128,7 +128,7 @@ class MessageEncoder:
             "stop_reason": reason,
             "stop_sequence": sequence,
             "usage": _usage_of(result),
-            "timings": timings(result),
+            **measured(result, self._stream.ask.include),
         }
         return dumps(shown)
 

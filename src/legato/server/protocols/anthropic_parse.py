@@ -59,6 +59,7 @@ class MessagesBody(msgspec.Struct, kw_only=True):
     thinking: dict[str, Any] | None = None
     output_config: dict[str, Any] | None = None
     output_format: dict[str, Any] | None = None
+    include: list[str] | None = None
 
 
 def parse_body(body: bytes, service: Service, counting: bool = False) -> tuple[MessagesBody, Ask]:
@@ -90,6 +91,7 @@ def parse_body(body: bytes, service: Service, counting: bool = False) -> tuple[M
         parallel_tool_calls=parallel,
         response_format=grammar,
         chat_template_kwargs=_thinking(asked.thinking, notes),
+        include=asked.include,
     )
     return asked, ask_of(chat, NAMES, notes, grammar_field)
 

@@ -24,7 +24,7 @@ from legato.server.model import Model
 from legato.server.problems import Problem
 from legato.server.protocols import Asked, Ready, generation, ignored_header
 from legato.server.protocols.ollama_parse import ChatRequest, GenerateRequest, model_of, parse_chat, parse_generate
-from legato.server.protocols.openai.parts import chat_logprobs
+from legato.server.protocols.openai.parts import chat_logprobs, included
 from legato.server.protocols.turns import Block, Blocks, arguments_of, capabilities, whole_blocks, worded
 from legato.server.reading import Thought
 from legato.server.routes import Route
@@ -130,7 +130,7 @@ class LineEncoder:
         return b"".join(line for delta in deltas for line in self._lines(delta))
 
     def end(self, result: Result) -> bytes:
-        last = self._line({**_content(self._in_message, ""), **self._rest(), "done": True, **_ending(result)})
+        last = self._line({**_content(self._in_message, ""), **self._rest(), "done": True, **self._ending(result)})
         return self._called() + last
 
     def failed(self, problem: Problem) -> bytes:
@@ -144,7 +144,7 @@ class LineEncoder:
         calls = [_call(block) for block in blocks if block.kind == "call"]
         content = _content(self._in_message, text, thought, calls)
         self._logprobs = list(output.logprobs or ())
-        return self._line({**content, **self._rest(), "done": True, **_ending(result)})
+        return self._line({**content, **self._rest(), "done": True, **self._ending(result)})
 
     def _lines(self, delta: Delta) -> list[bytes]:
         self._logprobs += delta.logprobs or ()
@@ -168,6 +168,9 @@ class LineEncoder:
         """The log-probabilities since the last line."""
         taken, self._logprobs = self._logprobs, []
         return {"logprobs": chat_logprobs(self._tokenizer, taken, False)} if self._with_logprobs and taken else {}
+
+    def _ending(self, result: Result) -> dict[str, Any]:
+        return _ending(result) | included(result, self._stream.ask.include)
 
     def _line(self, shown: dict[str, Any]) -> bytes:
         return dumps({"model": self._name, "created_at": _now(), **shown}) + b"\n"

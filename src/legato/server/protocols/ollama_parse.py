@@ -70,6 +70,7 @@ class Shared(msgspec.Struct, kw_only=True):
     think: bool | str | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    include: list[str] | None = None
 
 
 class ChatRequest(Shared, kw_only=True):
@@ -130,6 +131,7 @@ def _ask(
         top_logprobs=asked.top_logprobs,
         response_format=_format(asked.format),
         chat_template_kwargs=_think(asked.think, model),
+        include=asked.include,
         **_options(asked.options or {}, notes),
     )
     return ask_of(chat, NAMES, notes, "format")

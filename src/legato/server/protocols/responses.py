@@ -20,7 +20,7 @@ from legato.server.exchange import EVENTS
 from legato.server.jsonbody import dumps
 from legato.server.problems import Problem
 from legato.server.protocols import Asked, Ready, generation
-from legato.server.protocols.openai.parts import timings
+from legato.server.protocols.openai.parts import measured
 from legato.server.protocols.openai.words import error_body
 from legato.server.protocols.responses_parse import ResponsesBody, parse_body
 from legato.server.protocols.turns import Block, Blocks, Reader, fresh, whole_blocks
@@ -70,6 +70,7 @@ class ResponseEncoder:
     ) -> None:
         self._asked, self._model, self._stream, self._reader = asked, model, stream, reader
         self._id, self._created = fresh("resp"), int(time.time())
+        self._include = frozenset[str]() if stream is None else stream.ask.include
         self._number = 0
         self._items: list[dict[str, Any]] = []
         self._parts = Blocks()
@@ -92,7 +93,8 @@ class ResponseEncoder:
         thought = 0 if self._reader is None else self._reader.reasoning_tokens
         out += self._leave("completed" if why is None else "incomplete")
         shown = self.response(status, self._items, _usage_of(result, thought), incomplete=why)
-        return b"".join([*out, self.event(f"response.{status}", {"response": shown | {"timings": timings(result)}})])
+        shown |= measured(result, self._include)
+        return b"".join([*out, self.event(f"response.{status}", {"response": shown})])
 
     def failed(self, problem: Problem) -> bytes:
         closed = self._leave("incomplete")
@@ -178,7 +180,7 @@ class ResponseEncoder:
         ends = ["completed"] * (len(blocks) - 1) + ["completed" if why is None else "incomplete"]
         items = [_item(b, fresh(IDS[b.kind]), end) for b, end in zip(blocks, ends, strict=True)]
         shown = self.response(status, items, _usage_of(result, thought), incomplete=why)
-        return dumps(shown | {"timings": timings(result)})
+        return dumps(shown | measured(result, self._include))
 
     def response(
         self,

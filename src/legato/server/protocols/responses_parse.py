@@ -79,9 +79,13 @@ def parse_body(body: bytes, service: Service) -> tuple[ResponsesBody, Ask | None
     notes = [*passed]
     if asked.include and LOGPROBS in asked.include:
         raise refused(f"include[{LOGPROBS}]", REFUSED["top_logprobs"])
-    for name in ("include", "stream_options"):
-        if getattr(asked, name):
-            notes.append(name)
+    include = [
+        name for name in asked.include or () if "." not in name
+    ]  # with a dot they name parts of OpenAI's answers
+    if len(include) < len(asked.include or ()):
+        notes.append("include")
+    if asked.stream_options:
+        notes.append("stream_options")
     messages = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
     begun = len(messages)
     items = [{"role": "user", "content": asked.input}] if isinstance(asked.input, str) else asked.input or []
@@ -103,6 +107,7 @@ def parse_body(body: bytes, service: Service) -> tuple[ResponsesBody, Ask | None
         parallel_tool_calls=asked.parallel_tool_calls,
         response_format=_format(asked.text, notes),
         chat_template_kwargs=_reasoning(asked.reasoning, notes),
+        include=include,
         seed=asked.seed,
         min_tokens=asked.min_tokens,
         ignore_eos=asked.ignore_eos,

@@ -48,14 +48,19 @@ def timings(result: Result) -> dict[str, Any]:
 
 
 def measured(result: Result, include: Collection[str]) -> dict[str, Any]:
-    """What stands at an answer's end besides usage: timings, and what was asked for by `include`.
+    """What stands at an answer's end besides usage: timings, and what was asked for by `include`."""
+    return {"timings": timings(result)} | included(result, include)
+
+
+def included(result: Result, include: Collection[str]) -> dict[str, Any]:
+    """What was asked for by `include`.
 
     receipt  all that `legato replay` needs, when saved as a file
     cache    as `generate --json` tells it: how much of the prompt was known, and why no more
     explain  as `legato explain --json` tells it: where the time went, and what would help
     Of several prompts both are lists, one entry a prompt.
     """
-    shown: dict[str, Any] = {"timings": timings(result)}
+    shown: dict[str, Any] = {}
     told = [done.as_json() for done in result.completions] if {"receipt", "miss"} & set(include) else []
     if "receipt" in include:
         shown["receipt"] = _one_or_all([{k: each[k] for k in _RECEIPT if k in each} for each in told])
