@@ -282,15 +282,21 @@ def test_a_normal_rendering_takes_well_under_a_millisecond(templates: dict[str, 
     assert statistics.median(took) < 1e-3
 
 
-def test_one_sandbox_and_no_other_environment_in_the_tree() -> None:
+def test_one_sandbox_for_templates_from_elsewhere_and_one_escaping_environment_for_our_own_page() -> None:
     made = []
     for path in Path(legato.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func).rsplit(".", 1)[-1]
                 if called.endswith("Environment") or called in ("Template", "from_string_and_size"):
-                    made.append((path.name, called))
-    assert made == [("sandbox.py", "ImmutableSandboxedEnvironment")]
+                    escapes = any(
+                        word.arg == "autoescape" and ast.unparse(word.value) == "True" for word in node.keywords
+                    )
+                    made.append((path.parent.name, path.name, called, escapes))
+    assert sorted(made) == [
+        ("report", "write.py", "Environment", True),
+        ("text", "sandbox.py", "ImmutableSandboxedEnvironment", False),
+    ]
 
 
 # -- what messages may be ---------------------------------------------------------------------------------------------
