@@ -32,7 +32,8 @@ def versioned(curl: str, record_property: Callable[[str, object], None]) -> str:
 
 def chat(stream: bool, tokens: int = 16) -> str:
     messages = [{"role": "user", "content": "Count to five."}]
-    return json.dumps({"model": NAME, "messages": messages, "max_tokens": tokens, "stream": stream, "temperature": 0})
+    body = {"model": NAME, "messages": messages, "stream": stream, "temperature": 0}
+    return json.dumps(body | {"max_tokens": tokens, "ignore_eos": True})
 
 
 def ask(curl: str, served: Served, *more: str, body: str) -> tuple[int, str]:

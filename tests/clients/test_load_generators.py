@@ -73,7 +73,7 @@ def test_aiperf(aiperf: Client, keyed: Served, tokenizer: Path, tmp_path: Path, 
     assert found["request_count"]["avg"] == REQUESTS
     assert found["request_error_rate"]["avg"] == 0
     assert found["input_sequence_length"]["min"] == found["input_sequence_length"]["max"] == PROMPT
-    assert found["output_sequence_length"]["max"] == ANSWER
+    assert found["output_sequence_length"]["max"] == pytest.approx(ANSWER, abs=2)  # of texts that it cut anew
     if kind != "responses":  # there it reads usage of completed ones only, and ours ended at their length
         assert found["usage_completion_tokens"]["max"] == ANSWER
     if kind == "completions":
