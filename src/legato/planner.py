@@ -81,11 +81,11 @@ def plan(
 
 def describe(model: str) -> Described:
     """The model that a name means, counted from what is on this machine."""
-    path = Path(model).expanduser()
     try:
+        path = Path(model).expanduser()
         exists = bool(model) and path.exists()
-    except (OSError, ValueError):  # too long a name, a null byte
-        exists = False
+    except (OSError, ValueError, RuntimeError):  # too long a name, a null byte, nobody's home
+        path, exists = Path(model), False
     if exists:
         return _describe_path(path)
     preset = find_preset(model)
@@ -155,7 +155,7 @@ def find_machine(name: str | None, cache_dir: Path | None = None) -> Place:
 
 
 def _guess() -> Machine:
-    """What an ordinary machine with as many cores does, right within a few times (as `StepCost.expected` has it)."""
+    """What an ordinary machine with as many cores does, at best."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine.from_sheet(
         f"this machine, {cores} cores",

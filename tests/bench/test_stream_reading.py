@@ -126,11 +126,13 @@ def test_errors_keep_their_words(body: bytes, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "localhost:8000", "ftp://x", "http://", "http://x:99999", "http://x?y=1", "http://[::"]
+    "url",
+    ["", "localhost:8000", "ftp://x", "http://", "http://x:99999", "http://x?y=1", "http://[::", "http://me:word@x"],
 )
 def test_what_is_no_url(url: str) -> None:
-    with pytest.raises(UsageError, match="--url"):
+    with pytest.raises(UsageError, match="--url") as refused:
         Origin.of(url)
+    assert "me:word" not in str(refused.value)
 
 
 def test_urls() -> None:

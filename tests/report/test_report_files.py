@@ -15,6 +15,7 @@ import pytest
 from records import ROWS, cache_row, decode_row, prefill_row, record, tradeoff_row
 
 from legato.bench.record import read_record
+from legato.cli.saving import command_line
 from legato.errors import ModelFileError, UsageError
 from legato.report import Axis, Bar, Bars, Column, Mark, Page, Plot, Series, Table
 from legato.report.page import number
@@ -252,3 +253,10 @@ def test_without_matplotlib_rows_are_kept_and_one_line_says_how_to_get_a_report(
     assert done.returncode == 2 and "pip install 'legato[bench]'" in first and "pip install" in last
     assert {path.name for path in target.parent.iterdir()} == {"out.csv", "out.json"}
     assert read_record(target.with_suffix(".json")).rows == record("decode").rows
+
+
+def test_what_was_typed_is_kept_without_keys() -> None:
+    typed = ["bench", "serve", "--api-key", "sk-a b", "--api-key=sk-c", "--url", "http://h", "a b"]
+    kept = command_line(typed)
+    assert not any("sk-" in word for word in kept)
+    assert kept == ["legato", "bench", "serve", "--api-key", "...", "--api-key=...", "--url", "http://h", "'a b'"]

@@ -65,8 +65,15 @@ class Origin:
             port = parts.port
         except ValueError:
             parts, port = urlsplit(""), None
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise UsageError(f"--url={url[:100]!r} is not allowed: http://HOST:PORT, such as http://127.0.0.1:8000")
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or "@" in parts.netloc
+            or parts.query
+            or parts.fragment
+        ):
+            shown = url.rpartition("@")[2][:100]  # what stands before may be a password
+            raise UsageError(f"--url={shown!r} is not allowed: http://HOST:PORT, such as http://127.0.0.1:8000")
         tls = parts.scheme == "https"
         return cls(parts.hostname, port or (443 if tls else 80), tls, parts.path.rstrip("/"))
 
@@ -236,7 +243,13 @@ class Client:
             raise LinkError(REFUSED, f"TLS: {error.reason or error}") from None
         except OSError as error:
             refused = isinstance(error, ConnectionRefusedError) or "refused" in str(error)  # of several addresses
-            why = REFUSED if refused else os.strerror(error.errno).lower() if error.errno else str(error)
+            why = (
+                REFUSED
+                if refused
+                else os.strerror(error.errno).lower()
+                if (error.errno or 0) > 0
+                else error.strerror or str(error)
+            )
             raise LinkError(REFUSED, why) from None
         return link
 

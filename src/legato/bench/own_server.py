@@ -6,9 +6,11 @@ Knows: `legato serve`, its banner and its signals. Does not know: what it is ask
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +41,7 @@ def own_server(options: Sequence[str]) -> Iterator[str]:
         "1",
         *options,
     ]
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said, _ended_in_order():
         server = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -56,6 +58,18 @@ def own_server(options: Sequence[str]) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP end this program as Ctrl-C does: the server would outlive it."""
+    numbers = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    kept = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def _url(server: subprocess.Popen[bytes], said: int) -> str:

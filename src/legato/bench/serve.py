@@ -106,8 +106,7 @@ class Served:
 
 async def models(client: Client) -> list[str]:
     """The names of `/v1/models`; [] when the server has none to tell. Raises `LegatoError` when nobody answers."""
-    path = client.origin.path
-    base = path if path.rsplit("/", 1)[-1] in ("v1", "v2", "v3") else "/v1"
+    base = endpoint(client.origin.path, False).removesuffix("/completions").removesuffix("/chat")
     try:
         status, told = await client.json("GET", f"{base}/models")
     except LinkError as error:

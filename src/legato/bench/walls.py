@@ -192,6 +192,7 @@ def disk_gb_s(folder: Path, nbytes: int = DISK_BYTES) -> float | None:
     """
     path, block = folder / f".disk-{os.getpid()}", bytes(4 << 20)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             for _ in range(max(1, nbytes // len(block))):
                 file.write(block)

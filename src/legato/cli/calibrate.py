@@ -48,7 +48,7 @@ def calibrated(config: Config, terminal: Terminal, *, seconds: float = 12.0, aga
     """This machine's rates: those that are kept, if they still hold; else measured now, with progress, and kept."""
     from legato.assemble import open_backend
     from legato.bench.found import BUSY
-    from legato.bench.walls import calibrate, look_again
+    from legato.bench.walls import SMALL_S, calibrate, look_again
     from legato.measure.calibrated import read_machine, write_machine
 
     backend, isa, threads = open_backend(config)
@@ -61,6 +61,11 @@ def calibrated(config: Config, terminal: Terminal, *, seconds: float = 12.0, aga
             terminal.dim(f"measured {found.machine.date}; now it {drift.describe()} (--again measures anew)")
             return found.machine
         terminal.note(f"measured {found.machine.date}, but now it {drift.describe()}: measuring anew")
+    if seconds < SMALL_S:
+        terminal.note(
+            f"in less than {SMALL_S:g} s models are so small that caches hold them, and rates come out too good: "
+            "calibrate --again without --seconds before trusting a plan"
+        )
     with terminal.bar() as bar:
         machine = calibrate(backend, isa, threads, seconds, bar, config.cache_dir)
     if machine.spread[1] > BUSY:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,7 @@ def _keep(what: str, save: Path | None, report: Path | None, terminal: Terminal,
         return
     from legato.bench.record import make_record, write_record
 
-    command = ["legato", *(shlex.quote(word) for word in sys.argv[1:])]
-    record = make_record(what, command, kept.settings, kept.rows, kept.partial)
+    record = make_record(what, command_line(sys.argv[1:]), kept.settings, kept.rows, kept.partial)
     if save is not None:
         terminal.dim(f"saved in {write_record(save, record)}")
     if report is not None:
@@ -93,3 +93,12 @@ def _keep(what: str, save: Path | None, report: Path | None, terminal: Terminal,
             raise UsageError(f"{what}: nothing was measured, so there is nothing to report")
         first, *others = write_report(page_of(record), record, report)
         terminal.dim(f"report in {first}" + (f" (and {len(others)} files beside it)" if others else ""))
+
+
+def command_line(given: Sequence[str]) -> list[str]:
+    """What was typed, for records and reports, which are for other eyes too: without keys."""
+    words = ["legato"]
+    for before, word in pairwise(["", *given]):
+        secret = "--api-key=..." if word.startswith("--api-key=") else "..." if before == "--api-key" else word
+        words.append(shlex.quote(secret) if secret is word else secret)
+    return words

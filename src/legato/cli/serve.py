@@ -69,11 +69,11 @@ def _thread(config: Config, serve: ServeConfig, terminal: Terminal) -> MakeBridg
     from legato.assemble import assemble, model_name
     from legato.server.engine_thread import EngineThread
     from legato.server.model import Model, Wall
-    from legato.server.progress import Heard
+    from legato.server.progress import FETCHING, Heard
 
     def load(hear: Hear) -> tuple[Assembly, Model]:
         with terminal.bar(patience=0) as fetching, terminal.bar() as loading:
-            parts = assemble(config, Heard(hear, fetching), Heard(hear, loading))
+            parts = assemble(config, Heard(hear, fetching, FETCHING), Heard(hear, loading))
         return parts, Model.of(parts, serve.served_name or model_name(config, parts.source))
 
     return lambda loop: EngineThread(load, loop, Wall.of)

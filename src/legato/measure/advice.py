@@ -237,7 +237,7 @@ def _others(case: Case, line: Line | None) -> Iterator[Advice]:
     queue = 1e3 * (case.account.begun - case.usage.marks.get("arrived", case.account.begun))
     yield Advice(
         "alone",
-        "nobody else at the same time, or a lower priority number than theirs",
+        "nobody else at the same time",
         prompts + streams + queue,
         0.0,
         figures={"others_prefill_ms": prompts, "others_streams_ms": streams, "queue_ms": queue},

@@ -253,6 +253,10 @@ def open_rates(
                 found.append(rapl)
         except PermissionError:
             notes.append(f"energy: RAPL's counters cannot be read by this user; chmod a+r {root}/*/energy_uj lets it")
+        except OSError as error:
+            notes.append(
+                f"energy: RAPL's counters cannot be read ({error.strerror or error}); --watts declares instead"
+            )
         if gpu and (nvml := Nvml.open()) is not None:
             found.append(nvml)
     if energy and not found and watts is None:

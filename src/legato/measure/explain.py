@@ -160,7 +160,8 @@ def parts_of(case: Case) -> list[Part]:
 
     for name in ("template", "tokenise", "grammar"):
         part(name, "before", visit.laps.get(name, 0.0))
-    part("queue", "before", max(0.0, account.begun - usage.marks.get("arrived", account.begun)))
+    begun = account.begun if account.num_steps else case.ended  # it may never have had its turn
+    part("queue", "before", max(0.0, begun - usage.marks.get("arrived", begun)))
     saved = expected_s(account.costs, usage.num_cached_tokens, case.setting.chunk)
     part("prefill_cached", "prefill", 0.0, tokens=usage.num_cached_tokens, saved_ms=1e3 * saved)
     part("prefill_computed", "prefill", first.own, tokens=case.computed, **_split(first))

@@ -64,4 +64,5 @@ def _attend(piece: Piece, many: int, a: AttentionShape, kv_format: str, layers: 
         streams=many,
         numbers=a.num_heads * a.key_dim + kept,
         kv_format=kv_format,
+        head_dim=a.key_dim,
     )

@@ -121,7 +121,7 @@ class Shares:
         elif num_preemptions != account.num_preemptions:
             felt.preempted += started - account.last
             account.preempted.append((account.last, started))
-            account.redo_until = account.computed
+            account.redo_until = max(account.redo_until, account.computed)
         else:
             steps, prompts = self._steps_s - account.steps_s, self._prompts_s - account.prompts_s
             felt.others_prefill += prompts

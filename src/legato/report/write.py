@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,14 @@ def facts(record: Record) -> Iterator[tuple[str, str]]:
     yield "system", f"{machine.get('system')}, Python {machine.get('python')}"
     yield "legato", f"{record.version}, commit {record.commit or 'unknown'}"
     for name, value in record.settings.items():
-        if value is not None:
+        if value is not None and not _nested(value):
             yield name.replace("_", " "), _plain(value)
+
+
+def _nested(value: Any) -> bool:
+    """Whether it has parts of its own: pages show those their own way, and the JSON file has them."""
+    parts = value if isinstance(value, (list, tuple)) else ()
+    return isinstance(value, Mapping) or any(isinstance(v, (Mapping, list, tuple)) for v in parts)
 
 
 def _plain(value: Any) -> str:

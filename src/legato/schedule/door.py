@@ -63,7 +63,7 @@ class Door:
         tenant: str,
     ) -> Forecast:
         """Of `job`, if it came now. Those parked behind one who runs come as soon as that one lets them."""
-        ahead = [*map(self.job, waiting.ahead_of(priority, tenant)), *self._followers(parked)]
+        ahead = [*map(self.job, waiting.ahead_of(priority, tenant)), *self._followers(parked, priority)]
         return self._ask(job, [self.job(seq) for seq in running], ahead, self._depth(running, job))
 
     def job(self, seq: Sequence) -> Job:
@@ -72,9 +72,9 @@ class Door:
         prompt = max(0, len(seq.token_ids) - 1 - seq.num_computed_tokens)
         return Job(prompt, self._expected(seq.request, left, seq.num_output_tokens))
 
-    def _followers(self, parked: Followers) -> list[Job]:
-        """What those have left to do who find the first tokens of their prompts."""
-        jobs = ((self.job(seq), found) for seq, found in parked)
+    def _followers(self, parked: Followers, priority: int) -> list[Job]:
+        """What those have left to do who find the first tokens of their prompts and are no less important."""
+        jobs = ((self.job(seq), found) for seq, found in parked if seq.request.priority <= priority)
         return [Job(max(0, job.prompt - found), job.answer) for job, found in jobs]
 
     def learn(self, seq: Sequence) -> None:

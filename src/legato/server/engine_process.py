@@ -15,12 +15,14 @@ import asyncio
 import itertools
 import logging
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 from legato import __version__
 from legato.assemble import open_source, open_tokenizer
@@ -33,11 +35,13 @@ from legato.server import wire
 from legato.server.bridge import Pulse, Receiver, Snapshot
 from legato.server.child_link import ChildLink
 from legato.server.model import Card, Model, Wall, Words
-from legato.server.progress import Heard, Progress, Shown
+from legato.server.progress import FETCHING, Heard, Progress, Shown
 from legato.server.wire import FromEngine, WireError
 from legato.text.template import ChatTemplate
 from legato.weights.catalog import Report, Silent
 from legato.weights.source import ModelSource
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +100,7 @@ class EngineProcess:
         self._receiver: Receiver | None = None
         self._link: ChildLink | None = None
         self._works = self._retired = False
+        self._told = False  # a child that has nothing to do yet may be silent
         self._card: asyncio.Future[Card] = loop.create_future()
         self._card.add_done_callback(lambda card: card.cancelled() or card.exception())  # seen, if start has failed
         self._words: Words | None = None
@@ -123,9 +128,9 @@ class EngineProcess:
         self._tasks = [self._loop.create_task(self._live(words)), self._loop.create_task(self._look())]
         for task in self._tasks:
             task.add_done_callback(self._over)
-        source = await self._loop.run_in_executor(None, self._open)
+        source = await self._aside(self._open)
         words.set_result(source)
-        self._words = await self._loop.run_in_executor(None, _words_of, source)
+        self._words = await self._aside(lambda: _words_of(source))
         return self._model(await self._card)
 
     async def submit(self, requests: Sequence[Request]) -> None:
@@ -173,9 +178,24 @@ class EngineProcess:
         self._retired = True
         for task in self._tasks:
             task.cancel()
+        self._served.loading.done()
         self._fail(EngineError("the engine has ended"))
         if self._link is not None:
             self._link.close()
+
+    async def _aside(self, work: Callable[[], T]) -> T:
+        """`work` on a thread that the program's end does not wait for: a download may take hours."""
+        outcome: Future[T] = Future()
+        outcome.set_running_or_notify_cancel()
+
+        def run() -> None:
+            try:
+                outcome.set_result(work())
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        threading.Thread(target=run, name="open", daemon=True).start()
+        return await asyncio.wrap_future(outcome, loop=self._loop)
 
     async def _asked(self, message: Callable[[int], wire.ToEngine]) -> Wall | None:
         """The reply to a message; raises the error that the reply is."""
@@ -200,10 +220,13 @@ class EngineProcess:
         while True:
             self._begun = self._clock()
             link = self._link = ChildLink(self._command, self._loop, self._heard)
-            self._silent_s = self._hung_s = 0.0
+            self._silent_s, self._hung_s, self._told = 0.0, 0.0, False
             await link.open()
+            idle = self._clock()
             source = await asyncio.shield(opened)
+            self._begun += self._clock() - idle
             link.send(wire.Start(__version__, _settings(self._served.config, source), self._served.log_format))
+            self._told = True
             why = await link.gone
             self._ended(why)
             ending = await link.reaped()
@@ -221,7 +244,7 @@ class EngineProcess:
         worked, self._works = self._works, False
         now = self._clock()
         self._ends.append(now)
-        while now - self._ends[0] > self._watch.window_s:
+        while worked and now - self._ends[0] > self._watch.window_s:  # those that never worked all count
             self._ends.popleft()
         self._beat, self._progress = wire.Beat(0.0, 0.0), Progress("starting the engine again")
         away = self._away()
@@ -238,7 +261,8 @@ class EngineProcess:
         if len(self._ends) <= self._watch.restarts:
             log.error("the engine's process has ended (%s); it is started again", why)
             return False
-        text = f"the engine's process ended {len(self._ends)} times within {self._watch.window_s:g} s, at last by {why}"
+        span_s = max(self._watch.window_s, self._ends[-1] - self._ends[0])
+        text = f"the engine's process ended {len(self._ends)} times within {span_s:.0f} s, at last by {why}"
         self._give_up(EngineError(text + "; see the lines before, and start the server again"))
         return True
 
@@ -276,7 +300,7 @@ class EngineProcess:
             before = self._clock()
             await asyncio.sleep(watch.tick_s)
             passed = min(self._clock() - before, 2 * watch.tick_s)
-            self._silent_s += passed
+            self._silent_s += passed if self._told else 0.0
             pulse = self.pulse()
             self._hung_s = self._hung_s + passed if pulse.hung else 0.0
             if self._hung_s > watch.kill_after_s and self._link is not None:
@@ -339,7 +363,7 @@ class EngineProcess:
             self._receiver.engine_back(self._model(card))
 
     def _open(self) -> ModelSource:
-        return open_source(self._served.config, Heard(self._hear, self._served.fetching))
+        return open_source(self._served.config, Heard(self._hear, self._served.fetching, FETCHING))
 
     def _hear(self, progress: Progress) -> None:
         self._progress = progress

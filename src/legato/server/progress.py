@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from legato.weights.catalog import Report
 
+FETCHING = "fetching the model"
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -29,15 +31,18 @@ Hear = Callable[[Progress], None]
 
 
 class Heard:
-    """A `Report` that tells `hear` each change, and passes all on to another."""
+    """A `Report` that tells `hear` each change, and passes all on to another.
 
-    def __init__(self, hear: Hear, onto: Report) -> None:
-        self._hear, self._onto = hear, onto
+    public  what `hear` is told instead of texts that name places of this machine
+    """
+
+    def __init__(self, hear: Hear, onto: Report, public: str = "") -> None:
+        self._hear, self._onto, self._public = hear, onto, public
         self._what, self._done, self._total = "", 0, 0
 
     def start(self, total: int, text: str) -> None:
-        self._what, self._done, self._total = text, 0, total
-        self._hear(Progress(text, 0, total))
+        self._what, self._done, self._total = self._public or text, 0, total
+        self._hear(Progress(self._what, 0, total))
         self._onto.start(total, text)
 
     def advance(self, n: int) -> None:

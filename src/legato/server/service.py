@@ -408,8 +408,9 @@ class Service:
         self.meters.forget()
         for stream in self.streams():
             stream.fail(fault)
+            self._free(stream.answers[0].request.tenant, stream.places)
+            stream.places = 0  # `begin` may still wait for its admission, and gives nothing back then
         self._streams.clear()
-        self._places.clear()
 
     def _free(self, tenant: str, places: int) -> None:
         left = self._places.get(tenant, 0) - places

@@ -63,6 +63,8 @@ def command(
                 terminal.json(shown)
             else:
                 terminal.answer(_line(row))
+                if told := [f"{name} {shown[name]}" for name in BILL if name in shown]:
+                    terminal.answer(f"  {', '.join(told)}\n")
 
 
 def _line(row: DecodeRow) -> str:

@@ -98,6 +98,7 @@ def command(save: Path | None, report: Path | None, as_json: bool, **options: An
     config = config_of(options)
     if url is None and options["api_key"]:
         raise UsageError("--api-key is for the server at --url; leave it out, or give --url")
+    _random_prompts_only(options["prompts"] is not None)
     asked, terminal = _asked(options), Terminal(config.color)
     if url is None:
         asked = replace(asked, api_key=next(iter(ServeConfig.resolve().api_keys), None))  # the environment's
@@ -122,6 +123,14 @@ def command(save: Path | None, report: Path | None, as_json: bool, **options: An
     if stopped == INTERRUPTED:
         return 130
     raise LegatoError(f"{stopped}; what was measured before is above")
+
+
+def _random_prompts_only(from_file: bool) -> None:
+    source = click.get_current_context().get_parameter_source
+    for name in ("prompt", "shared_prefix"):
+        if from_file and source(name) is not click.core.ParameterSource.DEFAULT:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} is for random prompts; leave it out, or leave out --prompts")
 
 
 def _asked(options: dict[str, Any]) -> Asked:
@@ -180,6 +189,8 @@ async def _measure(url: str, model: str | None, asked: Asked, rates: Rates | Non
             screen.kept.settings |= _settings(url, target, asked, sets)
             for note in _notes(target, sets):
                 terminal.note(note)
+            if asked.prompts is not None and len(sets) > 1:
+                terminal.note("every level asks the same prompts: the later ones may find them cached")
             for level, prompts in zip(asked.levels, sets, strict=True):
                 load = serve.Load(client, target, prompts, asked.decode, level, asked.timeout_s)
                 tab = Tab(rates)
@@ -206,12 +217,14 @@ async def _target(client: Client, model: str | None, asked: Asked, terminal: Ter
         raise UsageError("the server names no model at /v1/models; give its name with -m")
     path = serve.endpoint(client.origin.path, asked.chat)
     target = serve.Target(path, name, chat=path.endswith("/chat/completions"))
+    if asked.chat and not target.chat:
+        raise UsageError("--chat asks /chat/completions, and --url names /completions; leave one of them out")
     terminal.dim(f"{name} at {client.origin.authority}{path}")
     return await serve.tried(client, target, Prompt(" ".join(WORDS[:8])), asked.timeout_s)
 
 
 async def _prompts(client: Client, target: Target, asked: Asked, bar: Any) -> list[list[Prompt]]:
-    """A list for each level; those of two levels share nothing but the prefix, so that no cache helps the second."""
+    """A list for each level; random ones share nothing but the prefix, so that no cache helps the second level."""
     from legato.bench import serve
     from legato.bench.prompts import read_prompts
 
