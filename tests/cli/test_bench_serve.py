@@ -15,7 +15,8 @@ import fake_openai as fake
 import pytest
 from fake_openai import FakeServer, good, running
 
-SMALL = ("bench", "serve", "-n", "6", "--prompt", "12", "--decode", "4")
+FILED = ("bench", "serve", "-n", "6", "--decode", "4")
+SMALL = (*FILED, "--prompt", "12")
 
 
 def test_a_row_a_level_with_the_figures_that_checks_rely_on(run: Callable[..., Any], tmp_path: Path) -> None:
@@ -112,13 +113,15 @@ def test_prompts_from_a_file(run: Callable[..., Any], tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('"one"\n\n{"prompt": "two", "max_tokens": 2}\n')
     with running(FakeServer()) as server:
-        assert run(*SMALL, "--url", server.url, "--prompts", path).code == 0
+        refused = run(*SMALL, "--url", server.url, "--prompts", path)
+        assert refused.code == 2 and "--prompt is for random prompts" in refused.err
+        assert run(*FILED, "--url", server.url, "--prompts", path).code == 0
         assert [b["prompt"] for b in server.asked[1:]].count("one") == 3
         assert {b["max_tokens"] for b in server.asked[1:] if b["prompt"] == "two"} == {2}
         path.write_text('{"messages": [{"role": "user", "content": "three"}]}\n')
-        ran = run(*SMALL, "--url", server.url, "--prompts", path)
+        ran = run(*FILED, "--url", server.url, "--prompts", path)
         assert ran.code == 2 and "add --chat" in ran.err
-        assert run(*SMALL, "--url", server.url, "--prompts", path, "--chat").code == 0
+        assert run(*FILED, "--url", server.url, "--prompts", path, "--chat").code == 0
         for text, words in (
             ("", "is empty"),
             ("[1]\n", "line 1"),
@@ -126,9 +129,9 @@ def test_prompts_from_a_file(run: Callable[..., Any], tmp_path: Path) -> None:
             ("{\n", "line 1"),
         ):
             path.write_text(text)
-            ran = run(*SMALL, "--url", server.url, "--prompts", path)
+            ran = run(*FILED, "--url", server.url, "--prompts", path)
             assert ran.code == 2 and words in ran.err
-    assert run(*SMALL, "--url", server.url, "--prompts", tmp_path / "none").code != 0
+    assert run(*FILED, "--url", server.url, "--prompts", tmp_path / "none").code != 0
 
 
 @pytest.mark.parametrize(

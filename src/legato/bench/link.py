@@ -243,13 +243,9 @@ class Client:
             raise LinkError(REFUSED, f"TLS: {error.reason or error}") from None
         except OSError as error:
             refused = isinstance(error, ConnectionRefusedError) or "refused" in str(error)  # of several addresses
-            why = (
-                REFUSED
-                if refused
-                else os.strerror(error.errno).lower()
-                if (error.errno or 0) > 0
-                else error.strerror or str(error)
-            )
+            number = error.errno or 0  # below 0: of a name that is not known
+            told = os.strerror(number).lower() if number > 0 else error.strerror or str(error)
+            why = REFUSED if refused else told
             raise LinkError(REFUSED, why) from None
         return link
 
