@@ -96,20 +96,20 @@ struct Bytes {
     const F16 height = f_load(u.value_heights + at), rounder = f_set(kRounder);
     F16 factor = f_load(u.value_factors + at), shifted[N], low;
     if (Partial) factor = f_keep(m, factor);
-    for (int i = 0; i < N; ++i) p[i] = f_sub(p[i], tops[i]);
-    for (int i = 0; i < N; ++i) p[i] = f_sub(p[i], height);
+    each<N>([&](auto i) LG_INLINE { p[i] = f_sub(p[i], tops[i]); });
+    each<N>([&](auto i) LG_INLINE { p[i] = f_sub(p[i], height); });
     f_weights(p);
     if (Minima) low = f_load(u.value_minima + at);
-    for (int i = 0; i < N; ++i) {
+    each<N>([&](auto i) LG_INLINE {
       if (Partial) p[i] = f_keep(m, p[i]);
       sums[i].weights = f_add(p[i], sums[i].weights);
       if (Minima) sums[i].shifts = f_fma(p[i], Partial ? f_keep(m, low) : low, sums[i].shifts);
-    }
-    for (int i = 0; i < N; ++i) p[i] = f_fma(p[i], factor, sums[i].error);
-    for (int i = 0; i < N; ++i) shifted[i] = f_add(p[i], rounder);
-    for (int i = 0; i < N; ++i) i_store_u8(u.bytes + (r + i) * kTile + at, f_bits(shifted[i]));
-    for (int i = 0; i < N; ++i) shifted[i] = f_sub(shifted[i], rounder);
-    for (int i = 0; i < N; ++i) sums[i].error = f_sub(p[i], shifted[i]);
+    });
+    each<N>([&](auto i) LG_INLINE { p[i] = f_fma(p[i], factor, sums[i].error); });
+    each<N>([&](auto i) LG_INLINE { shifted[i] = f_add(p[i], rounder); });
+    each<N>([&](auto i) LG_INLINE { i_store_u8(u.bytes + (r + i) * kTile + at, f_bits(shifted[i])); });
+    each<N>([&](auto i) LG_INLINE { shifted[i] = f_sub(shifted[i], rounder); });
+    each<N>([&](auto i) LG_INLINE { sums[i].error = f_sub(p[i], shifted[i]); });
   }
   static inline void add_sums(const Unit& u, int r, const Steps& steps, const Sums& sums) {
     const F16 rise = f_set(steps.rise[top_lane(r)]);

@@ -75,31 +75,17 @@ class Ahead {
   Run runs_[kMost];
 };
 
-// fn(0) .. fn(N - 1) with the index known to the compiler, so that arrays of lanes stay in registers.
-template <int I>
-struct Index {
-  static constexpr int value = I;
-  constexpr operator int() const { return I; }
-};
-template <int N, int I = 0, class Fn>
-__attribute__((always_inline)) static inline void each(Fn&& fn) {
-  if constexpr (I < N) {
-    fn(Index<I>{});
-    each<N, I + 1>(fn);
-  }
-}
-
 // Calls fn(record, mask, partial) over the records of a span; `partial` is known to the compiler.
 template <class Fn>
 __attribute__((always_inline)) static inline void each_record(Span span, Fn&& fn) {
   const M16 all = m_range(0, 16);
   int32_t i = span.begin / kRecord;
   if (span.begin % kRecord && span.begin < span.end) {
-    fn(i, m_range(span.begin - kRecord * i, span.end - kRecord * i), Index<1>{});
+    fn(i, m_range(span.begin - kRecord * i, span.end - kRecord * i), Int<1>{});
     ++i;
   }
-  for (; kRecord * (i + 1) <= span.end; ++i) fn(i, all, Index<0>{});
-  if (kRecord * i < span.end) fn(i, m_range(0, span.end - kRecord * i), Index<1>{});
+  for (; kRecord * (i + 1) <= span.end; ++i) fn(i, all, Int<0>{});
+  if (kRecord * i < span.end) fn(i, m_range(0, span.end - kRecord * i), Int<1>{});
 }
 
 // 2^(scale * score - max) in place, for the records of a span; 0 for their tokens outside it. Returns the sum, lane by

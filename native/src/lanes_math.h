@@ -2,6 +2,7 @@
 //
 // Knows: polynomials. Does not know: instructions.
 #pragma once
+#include "unroll.h"
 
 namespace lg {
 namespace {
@@ -28,14 +29,14 @@ constexpr float kRounder = 0x1.8p+23f;
 template <int N>
 __attribute__((always_inline)) static inline void f_weights(F16 (&t)[N]) {
   F16 u[N], f[N], r[N];
-  for (int i = 0; i < N; ++i) u[i] = f_add(t[i], f_set(kRounder));
-  for (int i = 0; i < N; ++i) f[i] = f_sub(u[i], f_set(kRounder));
-  for (int i = 0; i < N; ++i) f[i] = f_sub(t[i], f[i]);
-  for (int i = 0; i < N; ++i) r[i] = f_fma(f[i], f_set(0x1.3a02ccp-7f), f_set(0x1.c9fc46p-5f));
-  for (int i = 0; i < N; ++i) r[i] = f_fma(f[i], r[i], f_set(0x1.ec0378p-3f));
-  for (int i = 0; i < N; ++i) r[i] = f_fma(f[i], r[i], f_set(0x1.62e12cp-1f));
-  for (int i = 0; i < N; ++i) r[i] = f_fma(f[i], r[i], f_set(1.0f));
-  for (int i = 0; i < N; ++i) t[i] = f_shift_exponent(f_not_less(t[i], f_set(-125.0f)), r[i], u[i]);
+  each<N>([&](auto i) LG_INLINE { u[i] = f_add(t[i], f_set(kRounder)); });
+  each<N>([&](auto i) LG_INLINE { f[i] = f_sub(u[i], f_set(kRounder)); });
+  each<N>([&](auto i) LG_INLINE { f[i] = f_sub(t[i], f[i]); });
+  each<N>([&](auto i) LG_INLINE { r[i] = f_fma(f[i], f_set(0x1.3a02ccp-7f), f_set(0x1.c9fc46p-5f)); });
+  each<N>([&](auto i) LG_INLINE { r[i] = f_fma(f[i], r[i], f_set(0x1.ec0378p-3f)); });
+  each<N>([&](auto i) LG_INLINE { r[i] = f_fma(f[i], r[i], f_set(0x1.62e12cp-1f)); });
+  each<N>([&](auto i) LG_INLINE { r[i] = f_fma(f[i], r[i], f_set(1.0f)); });
+  each<N>([&](auto i) LG_INLINE { t[i] = f_shift_exponent(f_not_less(t[i], f_set(-125.0f)), r[i], u[i]); });
 }
 
 static inline F16 f_weight(F16 t) {

@@ -24,6 +24,7 @@
 //   high scales (4 x 16 bytes): byte of groups 2p (bits 0-3) and 2p + 1 (bits 4-7): 2 bits of scale, 2 of minimum.
 #pragma once
 #include "kernels.h"
+#include "unroll.h"
 
 namespace lg {
 namespace {
@@ -105,25 +106,6 @@ constexpr int amx_sweep_tiles(int64_t K) {
   const int64_t fit = kAmxSweepBytes / amx_tile_bytes(K);
   return static_cast<int>(fit < kAmxLeastTiles ? kAmxLeastTiles : fit > kAmxMostTiles ? kAmxMostTiles : fit);
 }
-
-template <int N>
-struct Int {
-  constexpr operator int() const { return N; }
-};
-
-// Unrolls at once, before the compiler decides what lives in registers.
-template <int I, int N, class F>
-constexpr inline __attribute__((always_inline)) void each_from(F& f) {
-  if constexpr (I < N) {
-    f(Int<I>{});
-    each_from<I + 1, N>(f);
-  }
-}
-template <int N, class F>
-constexpr inline __attribute__((always_inline)) void each(F&& f) {
-  each_from<0, N>(f);
-}
-#define LG_INLINE __attribute__((always_inline))
 
 }  // namespace
 }  // namespace lg
