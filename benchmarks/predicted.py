@@ -240,7 +240,7 @@ def main() -> None:
     for row in found:
         print(json.dumps(row))
     if asked.save:
-        command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+        command = [Path(sys.argv[0]).name, *(Path(word).name if "/" in word else word for word in sys.argv[1:])]
         settings = {"rounds": asked.rounds, "quantile": asked.quantile, "summary": found}
         print(save_record(asked.save, "predicted", command, settings, rows), file=sys.stderr)
 

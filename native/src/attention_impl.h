@@ -41,6 +41,8 @@ struct Scratch {
   float* maxima;     // [units of a block][16]
   float* scale;      // a query
   int32_t* sum;      // a query
+  Span* spans;       // a query of a block
+  float** records;   // a query of a block
 };
 
 static inline Scratch cut_scratch(uint8_t* p, int32_t dim, int32_t group) {
@@ -48,7 +50,8 @@ static inline Scratch cut_scratch(uint8_t* p, int32_t dim, int32_t group) {
   const auto floats = [p](int64_t at) { return reinterpret_cast<float*>(p + at); };
   return {floats(s.scores), p + s.bytes,   floats(s.factors), p + s.unpacked,  floats(s.tile),
           floats(s.state),  p + s.packed, floats(s.running), floats(s.maxima), floats(s.scale),
-          reinterpret_cast<int32_t*>(p + s.sum)};
+          reinterpret_cast<int32_t*>(p + s.sum),
+          reinterpret_cast<Span*>(p + s.spans), reinterpret_cast<float**>(p + s.records)};
 }
 
 // Rows [begin, end) of the task. Its queries: head after head, those of a head in row order.
@@ -124,8 +127,8 @@ static inline UnitFns<Kind> unit_fns(int32_t size) {
 // One tile of one head: what each query of the block attends to, and where its result grows.
 struct TileWork {
   int32_t tile, head;
-  Span spans[kAttendQueries];
-  float* records[kAttendQueries];
+  Span* spans;
+  float** records;
 };
 
 template <class Kind>
@@ -231,7 +234,7 @@ void run_block(const Task& t, const Block& b, const Scratch& s) {
   u.scores = s.scores;
   u.bytes = s.bytes;
   u.ahead = &ahead;
-  TileWork w;
+  TileWork w = {0, 0, s.spans, s.records};
   const int32_t steps = (t.tile_end - t.tile_begin) * heads;
   Span here = {0, 0}, coming = block_span(t, b, t.tile_begin);
   ahead.start(is_scattered(t, coming));

@@ -85,7 +85,7 @@ constexpr int kRunning = 32;  // floats kept a query while a tile is computed
 
 // Offsets into the scratch of one attend() call.
 struct ScratchPlan {
-  int64_t scores, bytes, factors, unpacked, tile, state, packed, running, maxima, scale, sum, end;
+  int64_t scores, bytes, factors, unpacked, tile, state, packed, running, maxima, scale, sum, spans, records, end;
 };
 
 static inline ScratchPlan scratch_plan(int32_t dim, int32_t group) {
@@ -102,7 +102,9 @@ static inline ScratchPlan scratch_plan(int32_t dim, int32_t group) {
   s.maxima = s.running + queries * kRunning * 4;
   s.scale = s.maxima + queries * 16 * 4;  // a unit may have one query
   s.sum = s.scale + round_up(queries * 4, kAlign);
-  s.end = s.sum + round_up(queries * 4, kAlign);
+  s.spans = s.sum + round_up(queries * 4, kAlign);
+  s.records = s.spans + round_up(queries * 8, kAlign);
+  s.end = s.records + round_up(queries * 8, kAlign);
   return s;
 }
 
