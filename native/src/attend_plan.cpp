@@ -170,8 +170,9 @@ void AttendPlan::add_item(AttendItem item, int64_t pieces, bool joined) {
     return;
   }
   if (!joined) partials_promised_ += floats;
-  const int32_t step = static_cast<int32_t>((tiles + pieces - 1) / pieces);
-  for (int32_t tile = begin; tile < end; tile += step) {
+  // Each piece a worker's share of what is left: long walks first, and short ones for whoever is done early.
+  for (int32_t tile = begin, step; tile < end; tile += step) {
+    step = pieces > 1 ? std::max(1, (end - tile) / workers_) : tiles;
     item.tile_begin = tile;
     item.tile_end = std::min(end, tile + step);
     item.partials = partials_used_;

@@ -108,26 +108,26 @@ def test_a_signal_drains_and_a_second_one_ends(program: Any, place: str) -> None
         body = {"prompt": "pqr", "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": name == "long"}
         replies[name] = live.post(TEXT, body)
 
-    threads = [threading.Thread(target=ask, args=a) for a in (("short", 150), ("long", 60000))]
-    for thread in threads:
+    threads = [threading.Thread(target=ask, args=a) for a in (("long", 60000), ("short", 1000))]
+    for count, thread in enumerate(threads, 1):  # the one without end first: the short one may not be over before
         thread.start()
-    live.wait(lambda: live.stats()["running"] == 2, 10, "both running")
+        live.wait(lambda count=count: live.stats()["running"] == count, 10, f"{count} running")
     for pid in [*engines, running.process.pid]:  # as service managers do: to each process
         os.kill(pid, signal.SIGTERM)
     live.wait(lambda: live.ask("GET", "/ready").status == 503, 2, "not ready")
     assert live.ask("GET", "/ready").json["state"] == "draining" and live.ask("GET", "/live").status == 200
     refused = live.post(TEXT, {"prompt": "a"})
     assert refused.status == 503 and refused.error["code"] == "draining" and "retry-after" in refused.headers
-    threads[0].join(20)
-    assert replies["short"].status == 200 and replies["short"].json["usage"]["completion_tokens"] == 150
+    threads[1].join(20)
+    assert replies["short"].status == 200 and replies["short"].json["usage"]["completion_tokens"] == 1000
     assert running.process.poll() is None, "the long one is still in flight"
     begun = time.monotonic()
     running.process.send_signal(signal.SIGTERM)
     assert running.end() == 0 and time.monotonic() - begun < 3
-    threads[1].join(5)
+    threads[0].join(5)
     assert replies["long"].events[-2]["error"]["code"] == "draining" and replies["long"].events[-1] == "[DONE]"
     lines = [json.loads(line) for line in running.said if line.startswith("{")]
-    done = [line for line in lines if line.get("completion_tokens") == 150]
+    done = [line for line in lines if line.get("completion_tokens") == 1000]
     assert len(done) == 1 and done[0]["status"] == 200 and done[0]["prompt_tokens"] == 3
     assert "pqr" not in "".join(map(str, lines)), "no prompt in any line"
     assert not any(Path(f"/proc/{pid}").exists() for pid in engines)
