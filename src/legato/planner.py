@@ -17,7 +17,7 @@ from legato.config import Config
 from legato.errors import ModelFileError, RequestError, UsageError
 from legato.measure.config_shape import Described, describe_config
 from legato.measure.devices import find_device
-from legato.measure.machine import Machine, total_memory
+from legato.measure.machine import Machine, usable_cpus
 from legato.measure.plan import DEPTHS, KV_FORMATS, Plan, Setting, make_plan, with_bits
 from legato.measure.predict import CHUNK
 from legato.measure.presets import find_preset, unknown_preset
@@ -155,20 +155,8 @@ def find_machine(name: str | None, cache_dir: Path | None = None) -> Place:
 
 
 def _guess() -> Machine:
-    """What an ordinary machine with as many cores does, at best."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine.from_sheet(
-        f"this machine, {cores} cores",
-        memory_gb_s=8.0 * min(cores, 8),
-        tops={9.0: 0.4 * cores, 32.0: 0.2 * cores},
-        memory_bytes=total_memory() or 2**33,
-        read=1.0,
-        compute=1.0,
-        attention=0.5,
-        layer_us=5.0,
-        step_overhead_us=300.0,
-        spread=(0.3, 3.0),
-    )
+    cores = usable_cpus()
+    return replace(Machine.ordinary(cores), name=f"this machine, {cores} cores")
 
 
 def _weights(text: str) -> tuple[float, str]:

@@ -17,13 +17,14 @@ from legato.errors import CapacityError, RequestError, UsageError
 from legato.measure import predict
 from legato.measure.calibrated import write_machine
 from legato.measure.devices import DEVICES, find_device
-from legato.measure.machine import AttentionRate, Machine, ProductRate, RowCosts, cpu_name
+from legato.measure.machine import AttentionRate, Machine, ProductRate, RowCosts, cpu_name, usable_cpus
 from legato.measure.plan import Plan
 from legato.measure.predict import Piece, Predictor
 from legato.measure.presets import PRESETS
 from legato.measure.shape import Role, shape_of
 from legato.measure.shape_work import step_work
-from legato.planner import plan
+from legato.measure.step_time import StepCost
+from legato.planner import find_machine, plan
 
 MODELS = st.sampled_from([p.name for p in PRESETS])
 MACHINES = st.sampled_from([d.name for d in DEVICES])
@@ -196,6 +197,15 @@ def test_no_machine_known_gives_a_guess_that_says_so(tmp_path: Path) -> None:
     assert made.itl_ms.high > 5 * made.itl_ms.low and "legato calibrate" in made.notes[0]
     with pytest.raises(UsageError, match="never calibrated"):
         plan("smollm2-135m", machine="this", cache_dir=tmp_path)
+
+
+def test_plans_guess_the_machine_that_the_scheduler_starts_from(tmp_path: Path) -> None:
+    guessed = find_machine(None, tmp_path).machine
+    assert guessed == replace(Machine.ordinary(usable_cpus()), name=guessed.name)
+    bits = dict.fromkeys(Role, 5.0)
+    assert StepCost.expected(SMOLLM2, bits, "int8", guessed) == StepCost.expected(
+        SMOLLM2, bits, "int8", cores=usable_cpus()
+    )
 
 
 def test_this_machine_is_as_it_was_calibrated(tmp_path: Path) -> None:

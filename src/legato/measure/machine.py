@@ -153,16 +153,17 @@ class Machine:
 
     @classmethod
     def ordinary(cls, cores: int = 1) -> Machine:
-        """What so many ordinary cores do, reading and multiplying together, not at their peaks."""
+        """What so many ordinary cores do, within a factor of three: a guess for a machine that nobody has measured."""
         return cls.from_sheet(
             f"{cores} ordinary cores",
-            memory_gb_s=8.0 * min(cores, 2),
+            memory_gb_s=8.0 * min(cores, 8),  # two channels of a desktop's memory are full with eight cores
             tops={9.0: 0.4 * cores, 32.0: 0.2 * cores},
             memory_bytes=total_memory() or 2**33,
             read=1.0,
             compute=1.0,
-            attention=1.0,
-            layer_us=0.0,
+            attention=0.5,
+            layer_us=5.0,
+            step_overhead_us=300.0,
             spread=(0.3, 3.0),
         )
 
@@ -187,11 +188,16 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine()
 
 
+def usable_cpus() -> int:
+    """Processors that this process may run on; all of them where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe() -> dict[str, Any]:
     """The machine in a few words, for records of measurements."""
     return {
         "cpu": cpu_name(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": usable_cpus(),
         "memory_bytes": total_memory(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

@@ -5,7 +5,6 @@ Knows: its options and what it prints. Does not know: how engines are found or r
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -119,12 +118,12 @@ def _by_peer(option: str, words: Sequence[str], bare: bool) -> dict[str, str]:
 
 def _work(options: dict[str, Any]) -> Work:
     from legato.bench.compare import Work
+    from legato.measure.machine import usable_cpus
 
     numbers = {name: options.pop(name) for name in ("decode", "batch", "prompt", "answer")}
     depths = tuple(dict.fromkeys(whole_numbers("--depths", options.pop("depths"), 0, "0,512,2048")))
     wanted = options.get("threads")
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Work(depths=depths, threads=int(wanted) if wanted else usable, **numbers)
+    return Work(depths=depths, threads=int(wanted) if wanted else usable_cpus(), **numbers)
 
 
 def _contenders(
