@@ -9,8 +9,6 @@ Chunks that carry text alone are a fixed prefix, the text as JSON, and a fixed s
 
 from __future__ import annotations
 
-import secrets
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +19,7 @@ from legato.server.ask import Result
 from legato.server.exchange import EVENTS
 from legato.server.jsonbody import dumps
 from legato.server.problems import Problem
-from legato.server.protocols.openai.parts import chat_logprobs, measured, prompt_logprobs, reason_of, usage
+from legato.server.protocols.openai.parts import Head, chat_logprobs, measured, prompt_logprobs, reason_of, usage
 from legato.server.protocols.openai.words import error_event
 from legato.server.reading import Part, Thought
 from legato.server.service import AnswerStream
@@ -52,14 +50,8 @@ class ChatEncoder:
         self._stream, self._view = stream, view
         self._params = stream.ask.params
         self._tokenizer = stream.service.model.tokenizer
-        self._head = {
-            "id": f"chatcmpl-{secrets.token_hex(12)}",
-            "object": "chat.completion.chunk",
-            "created": int(time.time()),
-            "model": stream.service.model.name,
-        }
-        front = b"data: " + dumps(self._head)[:-1]
-        self._prefixes = [front + b',"choices":[{"index":%d,"delta":{"content":' % i for i in range(self._params.n)]
+        self._head = Head("chatcmpl", "chat.completion.chunk", stream.service.model.name)
+        self._prefixes = self._head.fronts(self._params.n, b'"delta":{"content":')
         self._readers = [stream.reader() for _ in range(self._params.n)]
         self._parted = self._readers[0].needed
         rich = view.continuous_usage or view.token_ids or self._params.logprobs is not None or self._parted
@@ -100,7 +92,7 @@ class ChatEncoder:
         if self._view.include_usage:
             thought = sum(reader.reasoning_tokens for reader in self._readers)
             counts = usage(result.prompt_tokens, result.completion_tokens, result.cached_tokens, thought)
-            out.append(b"data: " + dumps({**self._head, "choices": [], "usage": counts}) + b"\n\n")
+            out.append(self._head.event({"choices": [], "usage": counts}))
         return b"".join([*out, DONE])
 
     def failed(self, problem: Problem) -> bytes:
@@ -122,7 +114,7 @@ class ChatEncoder:
                 choice["token_ids"] = output.token_ids
             choices.append(choice)
         shown: dict[str, Any] = {
-            **self._head,
+            **self._head.fields,
             "object": "chat.completion",
             "choices": choices,
             "usage": usage(
@@ -143,13 +135,13 @@ class ChatEncoder:
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
 
     def _chunk(self, choice: dict[str, Any], more: dict[str, Any] | None = None) -> bytes:
-        shown = {**self._head, "choices": [choice]}
+        shown: dict[str, Any] = {"choices": [choice]}
         if self._view.step_times and self._at:
             shown["timings"] = {"at_ms": round(1e3 * (self._at - self._began), 3)}
         shown |= more or {}
         if self._view.continuous_usage:
             shown["usage"] = usage(len(self._stream.prompt_ids(0)), self._num_tokens, 0)
-        return b"data: " + dumps(shown) + b"\n\n"
+        return self._head.event(shown)
 
     def _rich(self, delta: Delta) -> bytes:
         """A chunk with more than text; tokens whose text is held back come with the next text."""

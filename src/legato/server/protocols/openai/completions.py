@@ -5,8 +5,6 @@ Knows: the order of chunks, echo, the older form of logprobs. Does not know: whe
 
 from __future__ import annotations
 
-import secrets
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +15,7 @@ from legato.server.exchange import EVENTS
 from legato.server.jsonbody import dumps
 from legato.server.problems import Problem
 from legato.server.protocols.openai.chat import DONE, PING
-from legato.server.protocols.openai.parts import TextLogprobs, measured, prompt_logprobs, reason_of, usage
+from legato.server.protocols.openai.parts import Head, TextLogprobs, measured, prompt_logprobs, reason_of, usage
 from legato.server.protocols.openai.words import error_event
 from legato.server.service import AnswerStream
 
@@ -49,15 +47,9 @@ class CompletionEncoder:
         self._stream, self._view = stream, view
         self._params = stream.ask.params
         self._tokenizer = stream.service.model.tokenizer
-        self._head = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": stream.service.model.name,
-        }
+        self._head = Head("cmpl", "text_completion", stream.service.model.name)
         count = len(stream.answers) * self._params.n
-        front = b"data: " + dumps(self._head)[:-1]
-        self._prefixes = [front + b',"choices":[{"index":%d,"text":' % i for i in range(count)]
+        self._prefixes = self._head.fronts(count, b'"text":')
         self._plain = not (view.continuous_usage or view.token_ids or self._params.logprobs is not None)
         self._logprobs = [TextLogprobs(self._tokenizer, view.tokens_as_ids) for _ in range(count)]
         self._ids: list[list[int]] = [[] for _ in range(count)]
@@ -85,7 +77,7 @@ class CompletionEncoder:
     def end(self, result: Result) -> bytes:
         out = [] if self._last is None else [self._chunk(self._last, measured(result, self._stream.ask.include))]
         if self._view.include_usage:
-            out.append(b"data: " + dumps({**self._head, "choices": [], "usage": self._usage(result)}) + b"\n\n")
+            out.append(self._head.event({"choices": [], "usage": self._usage(result)}))
         return b"".join([*out, DONE])
 
     def failed(self, problem: Problem) -> bytes:
@@ -93,7 +85,7 @@ class CompletionEncoder:
 
     def whole(self, result: Result) -> bytes:
         choices = [self._whole_choice(index, output) for index, output in result.choices]
-        shown = {**self._head, "choices": choices, "usage": self._usage(result)}
+        shown = {**self._head.fields, "choices": choices, "usage": self._usage(result)}
         return dumps(shown | measured(result, self._stream.ask.include))
 
     def _whole_choice(self, index: int, output: Output) -> dict[str, Any]:
@@ -142,11 +134,11 @@ class CompletionEncoder:
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
 
     def _chunk(self, choice: dict[str, Any], more: dict[str, Any] | None = None) -> bytes:
-        shown = {**self._head, "choices": [choice], **(more or {})}
+        shown = {"choices": [choice], **(more or {})}
         if self._view.continuous_usage:
             prompt_tokens = sum(len(answer.request.prompt_ids) for answer in self._stream.answers)
             shown["usage"] = usage(prompt_tokens, self._num_tokens, 0)
-        return b"data: " + dumps(shown) + b"\n\n"
+        return self._head.event(shown)
 
     def _echo(self, index: int) -> bytes:
         wanted = self._params.logprobs is not None

@@ -1,17 +1,20 @@
-"""What OpenAI's answers share: usage, timings, reasons, log-probabilities.
+"""What OpenAI's answers share: how a chunk begins, usage, timings, reasons, log-probabilities.
 
 Knows: the shapes of those objects. Does not know: where in an answer they stand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import secrets
+import time
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from legato.core.plan import TokenLogprobs
 from legato.core.sequence import FinishReason
 from legato.server.ask import Result
+from legato.server.jsonbody import dumps
 from legato.text.tokenizer import Tokenizer
 
 _RECEIPT = ("receipt", "replay", "token_ids", "finish_reason", "outputs")
@@ -22,6 +25,27 @@ REASONS = {
     FinishReason.ABORT: "stop",
     FinishReason.ERROR: "error",
 }
+
+
+class Head:
+    """What every chunk of one answer begins with: `fields`, in their order."""
+
+    def __init__(self, prefix: str, kind: str, model: str) -> None:
+        self.fields: dict[str, Any] = {
+            "id": f"{prefix}-{secrets.token_hex(12)}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def event(self, more: Mapping[str, Any]) -> bytes:
+        """A chunk as a server-sent event."""
+        return b"data: " + dumps({**self.fields, **more}) + b"\n\n"
+
+    def fronts(self, count: int, then: bytes) -> list[bytes]:
+        """Of each choice, the bytes of such an event up to `then`, which stands right after the choice's index."""
+        front = b"data: " + dumps(self.fields)[:-1]
+        return [front + b',"choices":[{"index":%d,%b' % (index, then) for index in range(count)]
 
 
 def reason_of(reason: FinishReason | None, stop_reason: str | int | None) -> tuple[str, str | int | None]:
