@@ -132,8 +132,11 @@ def _positive(most: float, what: str) -> Callable[[object], float]:
 
 def _keys(value: object) -> tuple[str, ...]:
     """Several keys, or one text of them separated by commas."""
-    given = value.split(",") if isinstance(value, str) else value if isinstance(value, (tuple, list)) else ()
-    keys = tuple(str(key).strip() for key in given if str(key).strip())
+    if isinstance(value, str):
+        keys = tuple(key for part in value.split(",") if (key := part.strip())) or ("",)
+    else:
+        keys = tuple(str(key).strip() for key in value) if isinstance(value, (tuple, list)) else ("",)
+    # One that is empty is a variable that was not set: without this the server would let everybody in.
     if not all(8 <= len(key) <= 256 and key.isascii() and key.isprintable() for key in keys):
         raise _Refused("keys of 8 to 256 printable ASCII characters")
     return keys

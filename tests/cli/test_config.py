@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from legato.config import SETTINGS, Config, unknown_variables
+from legato.config import SETTINGS, Config, ServeConfig, unknown_variables
 from legato.errors import UsageError
 
 
@@ -56,6 +56,20 @@ def test_a_bad_value_is_refused_by_its_name(name: str, value: object) -> None:
     if isinstance(value, str) and value:
         with pytest.raises(UsageError, match=f"^LEGATO_{name.upper()}="):
             Config.resolve({}, {f"LEGATO_{name.upper()}": value})
+
+
+@pytest.mark.parametrize("given", [("",), ("a-good-key", " "), ("short",), ("k\u00e9y-of-many",), ",", " , "])
+def test_a_key_that_is_none_is_refused_and_not_left_out(given: object) -> None:
+    with pytest.raises(UsageError, match="api_keys is not allowed"):
+        ServeConfig.resolve({"api_keys": given}, {})
+    if isinstance(given, str):
+        with pytest.raises(UsageError, match="LEGATO_API_KEYS is not allowed"):
+            ServeConfig.resolve({}, {"LEGATO_API_KEYS": given})
+
+
+def test_keys_in_the_environment_are_separated_by_commas() -> None:
+    assert ServeConfig.resolve({}, {"LEGATO_API_KEYS": "first-key, 2nd-key2,"}).api_keys == ("first-key", "2nd-key2")
+    assert ServeConfig.resolve({"api_keys": ()}, {"LEGATO_API_KEYS": ""}).api_keys == ()
 
 
 def test_near_names_are_offered() -> None:
