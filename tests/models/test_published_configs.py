@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-from legato.core.spec import ArchSpec
-from legato.models.families import Draft
-from legato.models.translate import finish, translate
-from legato.weights.metadata import Metadata
-from legato.weights.source import ModelSource
+from config_specs import spec_of
 
 COMMON = {
     "attention_dropout": 0.0,
@@ -199,24 +193,6 @@ GPT2 = {
     "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
     "vocab_size": 50257,
 }
-
-
-def spec_of(config: Mapping[str, Any], context: int | None = None) -> ArchSpec:
-    source = ModelSource(
-        path=Path("folder"),
-        kind="folder",
-        config=dict(config),
-        metadata=Metadata("folder", {}),
-        tensors={},
-        tokenizer_files={},
-        notes=[],
-        total_bytes=0,
-        weight_files=(),
-    )
-    translation = translate(source)
-    spec = translation.family.read(Draft(translation.settings, translation.family.name, context))
-    finish(translation.settings)
-    return spec
 
 
 @pytest.mark.parametrize(
