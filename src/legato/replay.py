@@ -6,18 +6,21 @@ Knows: the JSON of `generate --json` and `--save-receipt`, engines, the first di
 from __future__ import annotations
 
 import os
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from legato.completion import Receipt
-from legato.core.request import Grammar, GrammarKind, SamplingParams
+from legato.core.request import Grammar, GrammarKind, Request, SamplingParams
 from legato.errors import RequestError, SessionError, UsageError
 from legato.llm import LLM
 
 _MOST_BYTES = 64 << 20
+_TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
 class _Asked(msgspec.Struct, frozen=True):
@@ -26,14 +29,14 @@ class _Asked(msgspec.Struct, frozen=True):
 
 
 class _Output(msgspec.Struct, frozen=True):
-    token_ids: list[int]
+    token_ids: list[_TokenId]
     finish_reason: str | None = None
 
 
 class _File(msgspec.Struct, frozen=True):
     receipt: Receipt
     replay: _Asked
-    token_ids: list[int]
+    token_ids: list[_TokenId]
     finish_reason: str | None = None
     outputs: list[_Output] | None = None
 
@@ -74,6 +77,7 @@ def read_receipt(path: Path) -> Recorded:
     try:
         found = msgspec.json.decode(data, type=_File)
         params = _params(found.replay.params)
+        Request("replay", tuple(found.replay.prompt_ids), params)
     except (msgspec.MsgspecError, RequestError, RecursionError, ValueError, TypeError) as error:
         raise UsageError(f"{path}: is no receipt: {error}; give a file that --save-receipt wrote") from None
     outputs = found.outputs or [_Output(found.token_ids, found.finish_reason)]
@@ -82,22 +86,59 @@ def read_receipt(path: Path) -> Recorded:
     return Recorded(found.receipt, found.replay.prompt_ids, params, [output.token_ids for output in outputs])
 
 
-def write_receipt(path: Path, completion_json: dict[str, Any]) -> None:
-    """Replaces `path` as a whole; `completion_json` is what `Completion.as_json` gives."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def check_target(path: Path) -> None:
+    """`UsageError` unless a receipt could be written there: asked before an answer is waited for."""
     try:
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(completion_json), indent=1) + b"\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise SessionError(f"{path}: cannot be written: {error.strerror or error}") from None
+        if path.is_dir():
+            raise IsADirectoryError(None, "Is a directory")
+        if path.exists() and not path.is_file():  # a device or a pipe
+            return
+        with tempfile.TemporaryFile(dir=path.resolve().parent):
+            pass
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise UsageError(f"--save-receipt={path}: {said}; give a file in a folder that can be written") from None
+
+
+def write_receipt(path: Path, completion_json: dict[str, Any]) -> None:
+    """Replaces the file at `path` as a whole; into a device or a pipe it just writes.
+
+    completion_json  what `Completion.as_json` gives
+    """
+    text = msgspec.json.format(msgspec.json.encode(completion_json), indent=1) + b"\n"
+    try:
+        target = path.resolve()
+        if target.exists() and not target.is_file():
+            target.write_bytes(text)
+        else:
+            _replace(target, text)
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise SessionError(f"{path}: cannot be written: {said}; give another --save-receipt") from None
+
+
+def _replace(target: Path, text: bytes) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(text)
+        os.replace(temporary, target)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def replay(llm: LLM, recorded: Recorded) -> Difference | None:
-    """Answers again, as far as the recorded answers go. None: the same tokens."""
+    """Answers again, as far as the recorded answers go. None: the same tokens.
+
+    Raises `RequestError` for what this model cannot have been asked, or cannot have answered.
+    """
     longest = max(map(len, recorded.answers))
     if longest == 0:
         return None
+    worst = max(token for answer in recorded.answers for token in answer)
+    if worst >= llm.parts.vocab_size:
+        raise RequestError("token_ids", worst, f"token ids from 0 to {llm.parts.vocab_size - 1}")
     params = replace(
         recorded.params,
         max_tokens=longest,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +103,10 @@ def test_another_model_is_refused_before_it_is_loaded(run: Run, alphabet: Path, 
         (lambda d: d["replay"].update(prompt_ids=[10**6]), "prompt_ids=1000000"),
         (lambda d: d["receipt"].update(kv="int9"), "kv"),
         (lambda d: d["receipt"].update(isa="pdp11"), "isa"),
+        (lambda d: d["receipt"].update(weights="q9"), "weights"),
+        (lambda d: d["receipt"].update(context=-4), "context"),
+        (lambda d: d["token_ids"].__setitem__(3, -5), "token_ids"),
+        (lambda d: d["token_ids"].__setitem__(3, 10**6), "token_ids=1000000"),
     ],
 )
 def test_a_receipt_that_is_none_is_refused_in_a_line(
@@ -111,6 +117,7 @@ def test_a_receipt_that_is_none_is_refused_in_a_line(
     (tmp_path / "r").write_text(json.dumps(saved))
     ran = run("replay", tmp_path / "r", "-m", alphabet)
     assert ran.code == 2 and said in ran.err and ran.out == ""
+    assert f"{tmp_path / 'r'}: " in ran.err  # which file
     assert len([line for line in ran.err.splitlines() if line.startswith("error: ")]) == 1
 
 
@@ -122,9 +129,44 @@ def test_files_of_nonsense(run: Run, tmp_path: Path, text: bytes) -> None:
     assert run("replay", tmp_path / "nowhere").code == 2
 
 
-def test_a_receipt_that_cannot_be_written_is_told(run: Run, alphabet: Path, tmp_path: Path) -> None:
-    ran = run("generate", "q", "-m", alphabet, *SAMPLED, "--save-receipt", tmp_path / "no" / "r")
-    assert ran.code == 1 and "cannot be written" in ran.err
+@pytest.mark.parametrize("target", ["no/r", "file/r", "folder", "", "n" * 300])
+def test_a_receipt_that_could_not_be_written_is_refused_before_the_answer(
+    run: Run, alphabet: Path, tmp_path: Path, target: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    ran = run("generate", "q", "-m", alphabet, *SAMPLED, "--save-receipt", tmp_path / target if target else "")
+    assert ran.code == 2 and ran.out == "" and "error: --save-receipt=" in ran.err
+    assert "give a file in a folder that can be written" in ran.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_receipt_goes_through_links_and_into_pipes(run: Run, alphabet: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "r")
+    record(run, alphabet, tmp_path / "link", *SAMPLED)
+    assert (tmp_path / "link").is_symlink() and run("replay", tmp_path / "r", "-m", alphabet).code == 0
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert run("generate", "q", "-m", alphabet, *SAMPLED, "--save-receipt", tmp_path / "pipe").code == 0
+        assert json.loads(os.read(reader, 1 << 16))["receipt"]
+    finally:
+        os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_disk_that_fills_up_meanwhile_is_told_and_the_old_receipt_stays(
+    run: Run, alphabet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "r").write_text("old")
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    ran = run("generate", "q", "-m", alphabet, *SAMPLED, "--save-receipt", tmp_path / "r")
+    assert ran.code == 1 and "cannot be written: No space left on device" in ran.err
+    assert (tmp_path / "r").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.skipif(isinstance(load_library(), str), reason="needs the native kernels")
@@ -145,4 +187,4 @@ def test_each_instruction_set_repeats_its_own(
         saved["receipt"]["isa"] = missing
         (tmp_path / "r").write_text(json.dumps(saved))
         ran = run("replay", tmp_path / "r", "-m", alphabet)
-        assert ran.code == 2 and re.search(missing, ran.err)
+        assert ran.code == 2 and re.search(f"made with the instruction set {missing}.* that has it", ran.err)

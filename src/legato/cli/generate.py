@@ -53,6 +53,10 @@ def command(
         raise UsageError("--system needs the chat template; leave out --raw, or write it into the prompt")
     if params.logprobs is not None and not as_json:
         raise UsageError("--logprobs is printed with --json only; add --json")
+    if save_receipt is not None:
+        from legato.replay import check_target
+
+        check_target(save_receipt)
     text = read_prompt(prompt)
     terminal = Terminal(config.color)
     with open_llm(config, terminal) as llm:

@@ -13,7 +13,7 @@ import click
 from legato.cli.options import config_of, json_option, replay_options
 from legato.cli.terminal import Terminal
 from legato.config import Config
-from legato.errors import UsageError
+from legato.errors import RequestError, UsageError
 
 if TYPE_CHECKING:
     from legato.llm import LLM
@@ -30,11 +30,15 @@ def command(receipt: Path, as_json: bool, **options: Any) -> int:
     from legato.replay import read_receipt, replay
 
     recorded = read_receipt(receipt)
-    config = _config(recorded, options)
+    config = _config(receipt, recorded, options)
     terminal = Terminal(config.color)
+    _check_isa(receipt, config)
     _check_model(recorded, config, terminal)
     with open_llm(config, terminal) as llm:
-        difference = replay(llm, recorded)
+        try:
+            difference = replay(llm, recorded)
+        except RequestError as error:
+            raise UsageError(f"{receipt}: {error}") from None
         if as_json:
             shown = None if difference is None else _shown(difference, llm)
             terminal.json({"same": difference is None, "tokens": recorded.num_tokens, "first_difference": shown})
@@ -45,7 +49,7 @@ def command(receipt: Path, as_json: bool, **options: Any) -> int:
     return 0 if difference is None else 1
 
 
-def _config(recorded: Recorded, options: dict[str, Any]) -> Config:
+def _config(receipt: Path, recorded: Recorded, options: dict[str, Any]) -> Config:
     """This machine's settings, with those that decide on tokens taken from the receipt."""
     was = recorded.receipt
     fixed: dict[str, object] = {"kv": was.kv, "weights": was.weights, "context": was.context or None}
@@ -53,7 +57,24 @@ def _config(recorded: Recorded, options: dict[str, Any]) -> Config:
     named = options.get("model") or was.model
     given = config_of({**options, "model": None})
     arguments = {name: getattr(given, name) for name, source in given.sources.items() if source == "argument"}
-    return Config.resolve({**arguments, **fixed, "model": named})
+    try:
+        return Config.resolve({**arguments, **fixed, "model": named})
+    except UsageError as error:
+        raise UsageError(f"{receipt}: is no receipt: {error}; give a file that --save-receipt wrote") from None
+
+
+def _check_isa(receipt: Path, config: Config) -> None:
+    """Other instruction sets may answer with other tokens, so none is put in its place."""
+    from legato.kernels.cpu import Library, load_library
+
+    library = load_library()
+    levels = library.isas() if isinstance(library, Library) and config.backend == "native" else ()
+    obstacle = next((level.obstacle for level in levels if level.name == config.isa), "")
+    if obstacle:
+        raise UsageError(
+            f"{receipt}: was made with the instruction set {config.isa}, which cannot be used here: {obstacle}; "
+            "replay it on a machine that has it"
+        )
 
 
 def _check_model(recorded: Recorded, config: Config, terminal: Terminal) -> None:
