@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -124,6 +126,34 @@ def test_bodies_that_are_no_json(echo: Live) -> None:
     form = "application/x-www-form-urlencoded"
     assert echo.post("/v1/completions", {"prompt": "a", "max_tokens": 1}, content_type=form).status == 200
     assert echo.post("/v1/completions", {"prompt": "a"}, content_type=form, origin="http://evil").status == 415
+
+
+def test_a_packed_body_is_refused_by_name(echo: Live) -> None:
+    body = gzip.compress(b'{"prompt":"a","max_tokens":1}')
+    for path in ("/v1/completions", "/v1/messages", "/api/generate", "/tokenize"):
+        reply = echo.post(path, body, content_encoding="gzip")
+        assert reply.status == 415 and b"content-encoding" in reply.body, path
+    assert echo.post("/v1/completions", {"prompt": "a", "max_tokens": 1}, content_encoding="identity").status == 200
+
+
+@pytest.mark.parametrize(
+    "request_line", [b"\x16\x03\x01\x02\x00", b"BREW /live HTTP/1.1", b"GET /live SPDY/3", b"GET"], ids=repr
+)
+def test_what_is_no_http_is_told_so_in_the_common_words(echo: Live, request_line: bytes) -> None:
+    said = raw(echo, request_line + b"\r\nhost: x\r\n\r\n")
+    assert status_of(said) == 400 and b"connection: close" in said
+    head, _, body = said.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head)
+    assert length is not None and int(length[1]) == len(body)
+    error = json.loads(body)["error"]
+    assert error["type"] == "invalid_request_error" and error["code"] == "invalid_http" and "host" in error["message"]
+
+
+def test_a_path_that_nobody_has_is_missed_in_the_words_of_its_folder(echo: Live) -> None:
+    assert isinstance(echo.ask("GET", "/api/nothing").json["error"], str)
+    assert echo.ask("GET", "/v1/messages/nothing").json["type"] == "error"
+    for path in ("/v1/nothing", "/nothing", "/v1/models/", "/nothing/else"):
+        assert echo.ask("GET", path).error["code"] == "not_found"
 
 
 def test_too_large_a_body_is_refused_before_it_is_read(echo: Live) -> None:

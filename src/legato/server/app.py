@@ -104,8 +104,13 @@ class App:
 def _check_type(exchange: Exchange) -> None:
     """415 unless the body is JSON by its header; what `curl -d` says of it passes too, but not from a page.
 
-    A page of another site can send forms and plain text here unasked, and always says its origin with them.
+    A page of another site can send forms and plain text here unasked, and always says its origin with them. A body that
+    is packed is never unpacked: a few bytes could become any number.
     """
+    coding = (exchange.header(b"content-encoding") or b"identity").strip().lower()
+    if coding != b"identity":
+        text = "the body is packed (content-encoding); send it as it is"
+        raise Problem(415, text, code="unsupported_media_type", close=True)
     kind = (exchange.header(b"content-type") or b"").split(b";")[0].strip().lower()
     if kind in (b"application/json", b"text/json") or kind.endswith(b"+json"):
         return

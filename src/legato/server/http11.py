@@ -9,10 +9,18 @@ without end, and a connection that never finishes its head would stay for ever.
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import Any
+
+from legato.server.problems import Problem
+from legato.server.protocols.openai.words import error_body
 
 MAX_HEAD = 128 << 10  # bytes; past the application's own, smaller limit, which is answered in the protocol's words
 HEAD_S = 30.0
+UNREADABLE = Problem(400, "this is no HTTP/1.1 request; send a method, a path and one host header", code="invalid_http")
+HEAD_TOO_LARGE = Problem(
+    431, "the head of this request is too large; send fewer or shorter headers", code="headers_too_large"
+)
 
 
 def protocol_class(max_head: int = MAX_HEAD, head_s: float = HEAD_S) -> Any:
@@ -34,7 +42,17 @@ def protocol_class(max_head: int = MAX_HEAD, head_s: float = HEAD_S) -> Any:
             if self._head_timer is not None:
                 self._head_bytes += len(data)
                 if self._head_bytes > max_head and not self.transport.is_closing():
-                    self.send_400_response("The head of this request is too large.")
+                    self._refuse(HEAD_TOO_LARGE)
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(UNREADABLE)
+
+        def _refuse(self, problem: Problem) -> None:
+            """What cannot be read has no path, so nobody's words but the common ones."""
+            if self.transport.is_closing():
+                return
+            self.transport.write(refusal(problem))
+            self.transport.close()
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
@@ -64,3 +82,13 @@ def protocol_class(max_head: int = MAX_HEAD, head_s: float = HEAD_S) -> Any:
                 self.transport.close()
 
     return Bounded
+
+
+def refusal(problem: Problem) -> bytes:
+    """The whole response, for a request that no application saw."""
+    body = error_body(problem)
+    head = (
+        f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode("ascii") + body

@@ -73,11 +73,17 @@ class RouteTable:
         return route, tail, tuple(methods)
 
     def words(self, path: str, otherwise: ErrorBody) -> ErrorBody:
-        """How the protocol that owns `path` words a problem, whatever the method."""
+        """How the protocol that owns `path` words a problem, whatever the method.
+
+        A path that nobody has belongs to whom the rest of its folder belongs: a client that asks Ollama's API for what
+        is not here reads the answer as Ollama's.
+        """
         for methods in (self._exact.get(path), *(m for s, m in self._stems.items() if path.startswith(s))):
             if methods:
                 return next(iter(methods.values())).words
-        return otherwise
+        folder = path[: path.rfind("/") + 1]
+        owners = {route.words for route in self.routes if len(folder) > 1 and route.path.startswith(folder)}
+        return owners.pop() if len(owners) == 1 else otherwise
 
 
 def missing(path: str, methods: Sequence[str]) -> Problem:
