@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from legato.completion import CacheMiss, Completion, Delta, Output, Receipt, Timings
 from legato.core.events import Event, Usage
@@ -14,10 +15,12 @@ from legato.core.miss import Miss, MissCause
 from legato.core.plan import TokenLogprobs
 from legato.core.request import Request
 from legato.core.sequence import FinishReason
-from legato.measure.case import Visit
-from legato.measure.energy import Bill, Rates
+from legato.measure.visit import Visit
 from legato.text.stream import TextStream
 from legato.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from legato.measure.energy import Bill, Rates
 
 _TOKENS_BEFORE = 8  # shown before the place where a prompt missed the cache
 

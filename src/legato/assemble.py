@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from legato.config import Config
 from legato.core.spec import ArchSpec
@@ -16,11 +17,10 @@ from legato.engine import Engine
 from legato.errors import UsageError
 from legato.kernels.cpu import NativeBackend, load_library
 from legato.kernels.ops import Backend, Executor, KvFormat
-from legato.kernels.reference import ReferenceBackend
 from legato.measure import cost
 from legato.measure.calibrated import Calibrated, read_machine
-from legato.measure.case import Setting
 from legato.measure.step_time import StepCost
+from legato.models.bits import bits_by_role
 from legato.models.decoder import Decoder
 from legato.models.load import Blueprint, build_decoder, read_blueprint
 from legato.runtime.kv_store import KvPlan, free_memory, plan_pages
@@ -31,6 +31,9 @@ from legato.text.tokenizer import Tokenizer
 from legato.weights.hub import Report, resolve_model
 from legato.weights.source import ModelSource, open_model
 from legato.weights.tensor import WeightFormat
+
+if TYPE_CHECKING:
+    from legato.measure.case import Setting
 
 
 @dataclass(slots=True)
@@ -63,6 +66,8 @@ class Assembly:
     @property
     def setting(self) -> Setting:
         """What requests run on, for explanations: the machine as far as it was calibrated."""
+        from legato.measure.case import Setting
+
         native, cache_dir = self.backend.name != "reference", self.config.cache_dir
         found = read_machine(cache_dir, self.executor.isa, self.executor.threads)
         machine = found.machine if found.machine is not None and found.machine.products else None
@@ -218,10 +223,16 @@ def open_tokenizer(source: ModelSource) -> Tokenizer:
     return Tokenizer.from_files(source.tokenizer_files)
 
 
+def _reference() -> Backend:
+    from legato.kernels.reference import ReferenceBackend  # only here: few runs need it
+
+    return ReferenceBackend()
+
+
 def choose_backend(config: Config, spec: ArchSpec) -> tuple[Backend, list[str]]:
     """The backend, and a word when "auto" had to fall back to the slow one."""
     if config.backend == "reference":
-        return ReferenceBackend(), []
+        return _reference(), []
     library = load_library()
     if isinstance(library, str):
         reason: str | None = library
@@ -232,7 +243,7 @@ def choose_backend(config: Config, spec: ArchSpec) -> tuple[Backend, list[str]]:
             return native, []
     if config.backend == "native":
         raise UsageError(f"backend=native is not possible: {reason}; or use the slow one: --backend reference")
-    return ReferenceBackend(), [f"the slow reference backend is used: {reason}"]
+    return _reference(), [f"the slow reference backend is used: {reason}"]
 
 
 def open_backend(config: Config) -> tuple[Backend, str, int]:
@@ -241,7 +252,7 @@ def open_backend(config: Config) -> tuple[Backend, str, int]:
     if config.backend == "reference" or isinstance(library, str):
         if config.backend == "native":
             raise UsageError(f"backend=native is not possible: {library}")
-        return ReferenceBackend(), "numpy", config.threads or os.cpu_count() or 1
+        return _reference(), "numpy", config.threads or os.cpu_count() or 1
     native = NativeBackend(config.threads, config.isa, library=library)
     return native, native.isa, native.threads
 
@@ -259,8 +270,6 @@ def choose_kv(config: Config, backend: Backend) -> KvFormat:
 
 def step_bits(config: Config, blueprint: Blueprint, backend: Backend) -> dict[cost.Role, float]:
     """Bits a weight that a step reads, by what it is for: as in the file, or as it was made while loading."""
-    from legato.models.check import bits_by_role  # only here: loading a model does not need it
-
     bits = bits_by_role(blueprint)
     made = WeightFormat.F32 if backend.name == "reference" else config.weights
     if made == "auto":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from legato.core.events import Usage
 from legato.core.miss import MissCause
@@ -15,9 +15,12 @@ from legato.core.plan import TokenLogprobs
 from legato.core.request import SamplingParams
 from legato.core.sequence import FinishReason
 from legato.errors import UsageError
-from legato.measure.case import Case, Setting, Visit
-from legato.measure.energy import Bill
-from legato.measure.explain import Explanation, explain
+
+if TYPE_CHECKING:
+    from legato.measure.case import Setting
+    from legato.measure.energy import Bill
+    from legato.measure.explain import Explanation
+    from legato.measure.visit import Visit
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +211,9 @@ class Completion:
 
         `UsageError` for an answer that has not ended. What it ran on is known to `LLM.setting`.
         """
+        from legato.measure.case import Case  # only here: few answers are asked about
+        from legato.measure.explain import explain
+
         usage, visit = self.usage, self.visit
         if usage is None or visit is None or "arrived" not in usage.marks:
             raise UsageError("this answer has not ended: explain it when its finish_reason is there")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import secrets
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import FrameType, TracebackType
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -30,18 +30,20 @@ from legato.core.sequence import FinishReason
 from legato.core.sequence import Sequence as EngineSequence
 from legato.errors import CapacityError, EngineError, RequestError, UsageError
 from legato.kernels.ops import FloatArray
-from legato.measure.case import Setting, Visit
-from legato.measure.energy import open_rates
-from legato.measure.explain import Explanation
 from legato.measure.step_time import Load
-from legato.runtime.session_file import Fingerprint
-from legato.runtime.session_folder import SessionFolder
-from legato.sessions import Here, Sessions, fingerprint_of
+from legato.measure.visit import Visit
 from legato.text.chat import encode_chat
 from legato.text.stream import TextStream
 from legato.text.template import checked_messages
 from legato.weights.hub import Report, Silent
 from legato.weights.source import digest
+
+if TYPE_CHECKING:  # loaded by what needs them: a plain answer does not
+    from legato.measure.case import Setting
+    from legato.measure.energy import Rates
+    from legato.measure.explain import Explanation
+    from legato.runtime.session_file import Fingerprint
+    from legato.sessions import Sessions
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
@@ -85,7 +87,7 @@ class LLM:
         self.config = config
         self.name = model_name(config, self.parts.source)
         self.tokenizer = self.parts.tokenizer
-        self.rates, notes = open_rates(config.energy, config.watts, config.price_per_hour)
+        self.rates, notes = _rates(config)
         self.notes = (*self.parts.notes, *notes)
         self._digest: str | None = None
         self._setting: Setting | None = None
@@ -125,6 +127,9 @@ class LLM:
     def sessions(self) -> Sessions:
         """Named conversations on disk, in the folder of the setting `session_dir`."""
         if self._sessions is None:
+            from legato.runtime.session_folder import SessionFolder
+            from legato.sessions import Here, Sessions
+
             here = Here(self.name, self.parts.engine.scheduler.cache, self.parts.executor, self._fingerprint)
             folder = SessionFolder(self.config.session_dir, self.config.session_cap)
             self._sessions = Sessions(folder, here, self._lock, self._prefill_s)
@@ -277,7 +282,7 @@ class LLM:
 
     def _submit(self, ids: list[int], params: SamplingParams, visit: Visit) -> Answer:
         if params.seed is None:
-            params = replace(params, seed=secrets.randbits(63))
+            params = replace(params, seed=int.from_bytes(os.urandom(8), "little") >> 1)
         visit("")
         self.parts.runner.admit(params)
         if params.grammar is not None:
@@ -341,6 +346,8 @@ class LLM:
         )
 
     def _fingerprint(self) -> Fingerprint:
+        from legato.sessions import fingerprint_of
+
         parts = self.parts
         return fingerprint_of(
             digest=self.digest,
@@ -441,6 +448,15 @@ class Stream(Iterator[Delta]):
 
     def __del__(self) -> None:
         self._llm._forget(self._answer)
+
+
+def _rates(config: Config) -> tuple[Rates | None, list[str]]:
+    """What bills are made with, and what to know about it; nothing is looked for where nobody asks for a bill."""
+    if not config.energy and config.watts is None and config.price_per_hour is None:
+        return None, []
+    from legato.measure.energy import open_rates
+
+    return open_rates(config.energy, config.watts, config.price_per_hour)
 
 
 def _finished(stream: Stream) -> Completion:

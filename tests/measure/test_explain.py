@@ -16,12 +16,13 @@ from legato.core.account import Account, Felt
 from legato.core.events import Usage
 from legato.core.spec import Activation, ArchSpec, AttentionSpec, LayerSpec, MlpKind, MlpSpec, NormKind, NormSpec
 from legato.measure.advice import Advice, advise, by_kind
-from legato.measure.case import Case, Setting, Visit
+from legato.measure.case import Case, Setting
 from legato.measure.cost import Role, attention_flops
 from legato.measure.explain import LABELS, explain, token_line
 from legato.measure.line import fit_line
 from legato.measure.machine import Machine, Sheet
 from legato.measure.step_time import Load, StepCost, StepTimeModel
+from legato.measure.visit import Visit
 from legato.report.explain import page
 from legato.report.page import Bars, Mark, Plot
 

@@ -15,7 +15,8 @@ from legato.core.spec import ArchSpec
 from legato.errors import UnsupportedModelError, UsageError
 from legato.kernels.reference import Linear, ReferenceBackend
 from legato.measure import cost
-from legato.models.check import bits_by_role, check_model
+from legato.models.bits import bits_by_role
+from legato.models.check import check_model
 from legato.models.load import Blueprint, build_decoder, read_blueprint
 from legato.models.names import halves_from_neighbours
 from legato.weights.source import open_model

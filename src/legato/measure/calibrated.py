@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
-import msgspec
-
 from legato.errors import UsageError
 from legato.measure.machine import Machine, cpu_name
 from legato.version import __version__
@@ -45,6 +43,8 @@ def machine_path(cache_dir: Path, isa: str, threads: int, cpu: str | None = None
 
 def write_machine(cache_dir: Path, machine: Machine) -> Path:
     """Keeps it; whoever reads meanwhile sees the old one or the new one. Raises `UsageError` where it cannot."""
+    import msgspec
+
     path = machine_path(cache_dir, machine.isa, machine.threads, machine.name)
     passing = path.with_suffix(f".{os.getpid()}.tmp")
     try:
@@ -74,6 +74,8 @@ def read_machine(cache_dir: Path, isa: str | None = None, threads: int | None = 
 
 
 def _read(path: Path) -> Calibrated:
+    import msgspec  # only here: a machine that was never calibrated has nothing to decode
+
     try:
         machine = msgspec.json.decode(path.read_bytes(), type=Machine)
         _check(machine)

@@ -6,9 +6,7 @@ Does not know: what is made of them.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from legato.core.account import Account
@@ -18,6 +16,7 @@ from legato.measure import cost
 from legato.measure.cost import Role
 from legato.measure.machine import Machine
 from legato.measure.predict import CHUNK
+from legato.measure.visit import Visit
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +40,6 @@ class Setting:
     machine: Machine | None = None
     note: str = ""
     wider: Machine | None = None
-
-
-class Visit:
-    """What happens to a request outside the engine. Call it at the end of each thing that is done before.
-
-    begun  clock reading when it was handed in; ended: when its answer was whole
-    laps   seconds of template, tokenise and grammar, before the engine had it
-    text   seconds in which its tokens were made text, between steps or beside them
-    """
-
-    __slots__ = ("_last", "begun", "clock", "ended", "laps", "text")
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.clock = clock
-        self.begun = self.ended = self._last = clock()
-        self.laps: dict[str, float] = {}
-        self.text = 0.0
-
-    def __call__(self, name: str) -> None:
-        """The time since the last lap was spent on `name`; "" for what nobody asks about."""
-        now = self.clock()
-        if name:
-            self.laps[name] = self.laps.get(name, 0.0) + now - self._last
-        self._last = now
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,24 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import prod
 from typing import Any
 
 from legato.core.spec import AttentionSpec, LayerSpec, MlpSpec, NormSpec
 from legato.kernels.ops import Backend, KvFormat
 from legato.measure import cost
+from legato.models.bits import elements_of
 from legato.models.load import Blueprint
-from legato.models.names import Bindings, Bound, Role
+from legato.models.names import Bound, Role
 from legato.weights.tensor import WeightFormat
-
-_MATRIX_ROLES: Mapping[Role, cost.Role] = {
-    Role.EMBED: cost.Role.EMBED,
-    **dict.fromkeys((Role.Q, Role.K, Role.V), cost.Role.QKV),
-    Role.OUT: cost.Role.OUT,
-    **dict.fromkeys((Role.GATE, Role.UP), cost.Role.UP),
-    Role.DOWN: cost.Role.DOWN,
-    Role.HEAD: cost.Role.HEAD,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +103,7 @@ def check_model(blueprint: Blueprint, backends: Sequence[Backend]) -> ModelCheck
         d_model=spec.d_model,
         vocab_size=spec.vocab_size,
         context_length=spec.context_length,
-        parameters=sum(map(_elements, bound)),
+        parameters=sum(map(elements_of, bound)),
         weight_bytes=sum(b.nbytes for b in bound),
         tied=spec.tied,
         embed_scale=spec.embed_scale,
@@ -125,20 +116,6 @@ def check_model(blueprint: Blueprint, backends: Sequence[Backend]) -> ModelCheck
         backends={backend.name: backend.supports(spec) for backend in backends},
         notes=blueprint.notes,
     )
-
-
-def bits_by_role(blueprint: Blueprint) -> dict[cost.Role, float]:
-    """Bits a weight of each kind of matrix as it lies in the file, for the closed forms of `measure.cost`."""
-    elements: dict[cost.Role, int] = dict.fromkeys(cost.Role, 0)
-    nbytes: dict[cost.Role, int] = dict.fromkeys(cost.Role, 0)
-    parts: list[Bindings] = [blueprint.tensors.shared, *blueprint.tensors.layers]
-    for part in parts:
-        for role, bound in part.weights.items():
-            if role in _MATRIX_ROLES:
-                elements[_MATRIX_ROLES[role]] += _elements(bound)
-                nbytes[_MATRIX_ROLES[role]] += bound.nbytes
-    bits = {role: 8 * nbytes[role] / elements[role] for role in cost.Role if elements[role]}
-    return {cost.Role.HEAD: bits[cost.Role.EMBED], **bits}  # a tied head is the embedding table
 
 
 def fold_layers(layers: Sequence[LayerSpec]) -> tuple[LayerRun, ...]:
@@ -189,15 +166,10 @@ def describe_mlp(mlp: MlpSpec) -> str:
     return f"{mlp.kind}, {mlp.activation}, {mlp.size:,} wide{', with biases' if mlp.bias else ''}"
 
 
-def _elements(bound: Bound) -> int:
-    whole = bound.tensor.shape[1] if bound.transposed else bound.tensor.shape[0]
-    return prod(bound.tensor.shape) // whole * bound.rows
-
-
 def _bytes_by_role(bound: Sequence[Bound]) -> tuple[RoleBytes, ...]:
     totals: dict[tuple[Role, WeightFormat], RoleBytes] = {}
     for b in bound:
         key = (b.role, b.tensor.format)
         t = totals.get(key, RoleBytes(b.role, b.tensor.format, 0, 0, 0))
-        totals[key] = RoleBytes(t.role, t.format, t.tensors + 1, t.elements + _elements(b), t.nbytes + b.nbytes)
+        totals[key] = RoleBytes(t.role, t.format, t.tensors + 1, t.elements + elements_of(b), t.nbytes + b.nbytes)
     return tuple(totals.values())

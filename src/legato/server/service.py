@@ -26,8 +26,8 @@ from legato.core.plan import TokenLogprobs
 from legato.core.request import Request
 from legato.core.sequence import FinishReason
 from legato.errors import CapacityError, EngineAwayError, LegatoError, OverloadedError, RequestError
-from legato.measure.case import Visit
 from legato.measure.energy import Rates
+from legato.measure.visit import Visit
 from legato.server.ask import Ask, Chat, Ids, Prompt, Result, Text
 from legato.server.bridge import Bridge
 from legato.server.limits import ServerLimits

@@ -13,15 +13,15 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from legato.errors import ModelFileError, UnsupportedModelError, UsageError
 from legato.weights.filemap import shown
-from legato.weights.gguf import read_gguf
-from legato.weights.jsonfile import read_json
 from legato.weights.metadata import Metadata
-from legato.weights.safetensors import Refused, SafetensorsFile, TensorMap, open_safetensors
 from legato.weights.tensor import Tensor
+
+if TYPE_CHECKING:  # the reader of each kind is loaded when a model of that kind is opened
+    from legato.weights.safetensors import Refused, SafetensorsFile, TensorMap
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -92,6 +92,8 @@ def _open(place: Path) -> ModelSource:
 
 
 def _open_gguf(path: Path) -> ModelSource:
+    from legato.weights.gguf import read_gguf
+
     file = read_gguf(path)
     parts = file.metadata.get_int("split.count", 1)
     if parts > 1:
@@ -111,6 +113,9 @@ def _open_gguf(path: Path) -> ModelSource:
 
 
 def _open_folder(folder: Path) -> ModelSource:
+    from legato.weights.jsonfile import read_json
+    from legato.weights.safetensors import open_safetensors
+
     names = sorted(entry.name for entry in folder.iterdir())
     _check_is_model(folder, names)
     config = read_json(folder / "config.json")
@@ -164,6 +169,8 @@ def _notes(names: list[str]) -> list[str]:
 
 def _weight_map(folder: Path) -> dict[str, str]:
     """Tensor name to shard name, each shard a plain file name."""
+    from legato.weights.jsonfile import read_json
+
     index = folder / INDEX
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -178,6 +185,8 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 def _join_shards(folder: Path, notes: list[str]) -> tuple[list[SafetensorsFile], TensorMap]:
+    from legato.weights.safetensors import TensorMap, open_safetensors
+
     weight_map = _weight_map(folder)
     shards: dict[str, SafetensorsFile] = {}
     for shard in sorted(set(weight_map.values())):
