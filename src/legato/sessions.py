@@ -87,7 +87,7 @@ class Sessions:
     ) -> SessionInfo:
         """Writes or replaces session `name`: the tokens of a completion (or a list), and what of them is cached."""
         ids = _token_ids(conversation)
-        told = [dict(message) for message in messages]
+        told = [_told(message) for message in messages]
         cache, executor = self._here.cache, self._here.executor
         with self._turn:
             seq = _traveller(ids, salt)
@@ -232,6 +232,12 @@ def fingerprint_of(
 def _traveller(token_ids: Sequence[int], salt: str) -> EngineSequence:
     """A sequence that only maps pages. One token more, because the last one of a sequence is always computed."""
     return EngineSequence(-1, Request("session", (*token_ids, 0), salt=salt))
+
+
+def _told(message: object) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise RequestError("messages", message, "mappings of text, numbers and lists")
+    return dict(message)
 
 
 def _token_ids(conversation: object) -> list[int]:

@@ -90,7 +90,7 @@ def test_forks_are_two_conversations(opened: Callable[..., LLM]) -> None:
     assert bytes(llm.sessions.restore("b").token_ids[: len(PROMPT)]).decode() == PROMPT
     assert [info.name for info in llm.sessions.list()] == ["a", "b"]
     llm.sessions.delete("a")
-    assert llm.sessions.expire(keep_bytes=1 << 30) == () and llm.sessions.expire(older_than_s=-1) == ("b",)
+    assert llm.sessions.expire(keep_bytes=1 << 30) == () and llm.sessions.expire(keep_bytes=0) == ("b",)
 
 
 def test_damaged_pages_are_computed_again(opened: Callable[..., LLM], tmp_path: Path) -> None:
@@ -204,6 +204,11 @@ def test_two_models_in_one_folder(opened: Callable[..., LLM], alphabet: Path, tm
 def test_what_is_no_conversation(opened: Callable[..., LLM], conversation: object) -> None:
     with pytest.raises(RequestError):
         opened().sessions.save("a", conversation)  # type: ignore[arg-type]
+
+
+def test_what_is_no_message(opened: Callable[..., LLM]) -> None:
+    with pytest.raises(RequestError, match="messages=3 is not allowed"):
+        opened().sessions.save("a", [1], messages=[3])  # type: ignore[list-item]
 
 
 # -- why the cache missed, as a caller sees it ------------------------------------------------------------------------

@@ -289,6 +289,22 @@ def test_expiry_by_age_and_by_size(tmp_path: Path) -> None:
     folder.close()
 
 
+@pytest.mark.parametrize("limits", [{"older_than_s": -5}, {"older_than_s": float("nan")}, {"keep_bytes": -1}])
+def test_absurd_limits_delete_nothing(folder: SessionFolder, limits: dict[str, float]) -> None:
+    save(folder, "a", 1)
+    with pytest.raises(RequestError, match="from 0"):
+        folder.expire(**limits)  # type: ignore[arg-type]
+    assert folder.names() == ["a"]
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(folder: SessionFolder) -> None:
+    save(folder, "a", 1)
+    os.mkfifo(folder.path / "pipe.session")
+    with pytest.raises(SessionError, match="delete it"):
+        folder.info("pipe")
+    assert {info.name for info in folder.infos()} == {"a", "pipe"}
+
+
 def test_a_file_of_nonsense_is_listed_as_such_and_can_be_replaced(folder: SessionFolder) -> None:
     save(folder, "good", 1)
     (folder.path / "bad.session").write_bytes(b"nonsense")

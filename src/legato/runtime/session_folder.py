@@ -9,6 +9,7 @@ Reading needs no lock: a file is replaced as a whole or not at all. Whoever may 
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import re
 import time
@@ -225,6 +226,10 @@ class SessionFolder:
 
     def expire(self, *, older_than_s: float | None = None, keep_bytes: int | None = None) -> list[str]:
         """Deletes what was saved longer ago, and the oldest until the rest is small enough; their names."""
+        if older_than_s is not None and not 0 <= older_than_s < math.inf:
+            raise RequestError("older_than_s", older_than_s, "seconds from 0")
+        if keep_bytes is not None and not 0 <= keep_bytes < math.inf:
+            raise RequestError("keep_bytes", keep_bytes, "bytes from 0")
         self.lock()
         found = self.infos()
         old = []
