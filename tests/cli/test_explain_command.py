@@ -13,10 +13,8 @@ import pytest
 
 from legato import LLM, SamplingParams
 from legato.completion import Completion
-from legato.config import Config
 from legato.errors import UsageError
 from legato.kernels.cpu import load_library
-from legato.weights.catalog import BUILT_INS, cached
 
 Run = Callable[..., Any]
 STORY = "The lighthouse keeper climbed the stairs every evening at six, carrying a can of oil and a clean cloth. "
@@ -145,14 +143,8 @@ def test_an_answer_in_the_middle_is_refused(llm: LLM) -> None:
 
 
 @pytest.fixture(scope="module")
-def native() -> Iterator[LLM]:
-    path = cached(BUILT_INS[0], Config.resolve().cache_dir)
-    if path is None:
-        pytest.skip("the built-in model is not in the cache: run `legato generate hello` once")
-    library = load_library()
-    if isinstance(library, str):
-        pytest.skip(library)
-    with LLM(str(path), backend="native") as llm:
+def native(builtin_native: Path) -> Iterator[LLM]:
+    with LLM(str(builtin_native), backend="native") as llm:
         llm.chat([{"role": "user", "content": "Hello"}], SamplingParams(max_tokens=4))
         assert llm.digest
         yield llm

@@ -14,9 +14,6 @@ import gguf
 import numpy as np
 import pytest
 
-from legato.config import Config
-from legato.weights.catalog import BUILT_INS, cached
-
 Run = Callable[..., Any]
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "plan_llama-3.1-8b_h100.json"
@@ -221,16 +218,8 @@ def test_a_gguf_file_without_a_needed_key(run: Run, tmp_path: Path) -> None:
     refused(run("plan", path, "--machine", "m1"), 3, "llama.attention.head_count: missing")
 
 
-@pytest.fixture(scope="module")
-def builtin() -> Path:
-    found = cached(BUILT_INS[0], Config.resolve().cache_dir)
-    if found is None:
-        pytest.skip("the built-in model is not in the cache: run `legato generate hello` once")
-    return found
-
-
-def test_the_built_in_file_is_as_its_preset_says(builtin: Path, run: Run) -> None:
-    file = planned(run("plan", builtin, "--machine", "m1", "--json"))
+def test_the_built_in_file_is_as_its_preset_says(builtin_path: Path, run: Run) -> None:
+    file = planned(run("plan", builtin_path, "--machine", "m1", "--json"))
     preset = planned(run("plan", "smollm2-135m", "--machine", "m1", "--json"))
     for name in ("parameters", "weights_bytes", "kv_bytes", "ttft_ms", "itl_ms"):
         assert file[name] == preset[name]

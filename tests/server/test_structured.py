@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -13,7 +14,7 @@ from live import NAME, Live, running
 
 from legato.assemble import Assembly, assemble
 from legato.config import Config
-from legato.weights.catalog import BUILT_INS, Silent, cached
+from legato.weights.catalog import Silent
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 ASK = [{"role": "user", "content": "What is the weather in Paris?"}]
@@ -43,11 +44,8 @@ FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "strict": Tru
 
 
 @pytest.fixture(scope="module")
-def smol() -> Iterator[Live]:
-    path = cached(BUILT_INS[0], Config.resolve().cache_dir)
-    if path is None:
-        pytest.skip("the built-in model is not in the cache: run `legato generate hello` once")
-    config = Config.resolve({"model": str(path), "context": 1024}, {})
+def smol(builtin_path: Path) -> Iterator[Live]:
+    config = Config.resolve({"model": str(builtin_path), "context": 1024}, {})
 
     def load() -> Assembly:
         return assemble(config, Silent(), Silent())
@@ -145,6 +143,14 @@ SWITCH = {"type": "function", "function": {"name": "switch", "parameters": {
     "properties": {"on": {"const": True}}, "required": ["on"], "additionalProperties": False}}}  # fmt: skip
 
 
+ANTHROPIC = {
+    "messages": ASK,
+    "tools": [{"name": "switch", "input_schema": SWITCH["function"]["parameters"]}],  # type: ignore[index]
+    "tool_choice": {"type": "any"},
+    "temperature": 0,
+}
+
+
 @pytest.mark.parametrize("choice, word", [("required", "tool_calls"), (SWITCH, "stop")], ids=["required", "named"])
 def test_the_bytes_of_a_streamed_call(smol: Live, choice: Any, word: str) -> None:
     if isinstance(choice, dict):
@@ -189,6 +195,21 @@ def test_forced_calls_always_parse_and_match(smol: Live) -> None:
                 )
             elif not calls and choice["finish_reason"] == "stop":
                 jsonschema.validate(json.loads(message["content"]), SCHEMA)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_forced_call_that_was_cut_shows_no_marks(smol: Live, stream: bool) -> None:
+    for most in (1, 4, 9, 14):
+        body = {"messages": ASK, "tools": [SWITCH], "tool_choice": "required", "temperature": 0, "max_tokens": most}
+        reply = smol.post(CHAT, {**body, "stream": stream})
+        if stream:
+            deltas = [event["choices"][0]["delta"] for event in reply.events[:-1]]
+            assert not any(delta.get("content") for delta in deltas), most
+        else:
+            choice = reply.json["choices"][0]
+            assert choice["finish_reason"] == "length" and not choice["message"]["content"], most
+    whole = smol.post("/v1/messages", {**ANTHROPIC, "max_tokens": 3}).json
+    assert whole["stop_reason"] == "max_tokens" and not any(block.get("text") for block in whole["content"])
 
 
 def test_auto_may_answer_in_words_and_none_must(smol: Live) -> None:

@@ -12,8 +12,6 @@ import pytest
 from awkward import awkward
 from vocabularies import ByteLevelKind, SentencePieceKind
 
-from legato.config import Config
-from legato.weights import hub
 from legato.weights.gguf import read_gguf
 
 
@@ -45,9 +43,6 @@ def gemma_spm() -> SentencePieceKind:
 
 
 @pytest.fixture(scope="session")
-def builtin() -> tuple[Path, Mapping[str, object]]:
-    """The built-in model's file and metadata; the test is skipped aloud where nobody fetched it."""
-    path = hub.cached(hub.BUILT_INS[0], Config.resolve().cache_dir)
-    if path is None:
-        pytest.skip("the built-in model is not in the cache: run `legato generate hello` once")
-    return path, read_gguf(path).metadata
+def builtin(builtin_path: Path) -> tuple[Path, Mapping[str, object]]:
+    """The built-in model's file and metadata."""
+    return builtin_path, read_gguf(builtin_path).metadata

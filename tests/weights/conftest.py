@@ -6,12 +6,8 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 
 import pytest
-
-from legato.config import Config
-from legato.weights import hub
 
 
 @contextmanager
@@ -32,12 +28,3 @@ def _cheap(seconds: float = 0.5, megabytes: float = 2.0) -> Iterator[None]:
 def cheap() -> Callable[..., AbstractContextManager[None]]:
     """A context manager: what happens inside takes little time and little memory."""
     return _cheap
-
-
-@pytest.fixture
-def builtin_path() -> Path:
-    """The built-in model in this machine's own cache; the test is skipped aloud where nobody fetched it."""
-    found = hub.cached(hub.BUILT_INS[0], Config.resolve().cache_dir)
-    if found is None:
-        pytest.skip("the built-in model is not in the cache: run `legato generate hello` once")
-    return found
