@@ -141,10 +141,12 @@ class AnswerReader:
     def __init__(self, ask: Ask, template: str | None, prompt_ids: Sequence[int], tokenizer: Tokenizer) -> None:
         self._split: ReasoningSplit | None = None
         self._parser: ToolParser | None = None
+        self._only_calls = False
         if thinks(template) and ask.free_text and any(isinstance(prompt, Chat) for prompt in ask.prompts):
             self._split = ReasoningSplit(_opened(prompt_ids, tokenizer))
         if ask.form is not None and ask.tools is not None:
             names = [tool.name for tool in ask.tools.tools]
+            self._only_calls = ask.tools.forced and ask.right_calls
             self._parser = ToolParser(ask.form, names, lambda: _call_id(ask), stream=ask.right_calls)
 
     @property
@@ -181,7 +183,9 @@ class AnswerReader:
     def _content(self, text: str, ended: bool) -> list[Part]:
         if self._parser is None:
             return [Content(text)] if text else []
-        return [*self._parser.feed(text), *(self._parser.finish() if ended else ())]
+        parts = [*self._parser.feed(text), *(self._parser.finish() if ended else ())]
+        # A forced answer that was cut in the marks around a call has begun no text: marks are not for people.
+        return [part for part in parts if not isinstance(part, Content)] if self._only_calls else [*parts]
 
 
 def _call_id(ask: Ask) -> str:
