@@ -79,6 +79,21 @@ def test_vllms_names_come_only_when_asked_for(live: Live, echo: Live) -> None:
     assert found["vllm:request_success_total" + length] == found["legato_answers_total{finish_reason=length}"] > 0
 
 
+def test_what_routers_look_for_before_they_send_anything_is_there(live: Live) -> None:
+    text = live.ask("GET", "/metrics").body.decode()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    (adapters,) = families["vllm:lora_requests_info"].samples
+    assert adapters.labels == {"max_lora": "0", "waiting_lora_adapters": "", "running_lora_adapters": ""}
+    (cache,) = families["vllm:cache_config_info"].samples
+    pages = sum(sample.value for sample in families["legato_kv_pages"].samples)
+    assert cache.labels["num_gpu_blocks"] == str(int(pages)) and cache.value == 1
+    own = {"engine": "0", "model_name": NAME}
+    assert {n: families[n].samples[0].labels for n in families if n.startswith("vllm:num_requests")} == {
+        "vllm:num_requests_running": own,
+        "vllm:num_requests_waiting": own,
+    }
+
+
 # -- figures ----------------------------------------------------------------------------------------------------------
 
 

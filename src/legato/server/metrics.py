@@ -166,7 +166,19 @@ def aliases(found: list[Family], model: Model) -> list[Family]:
             family = by_name[ours]
             samples = tuple(replace(s, labels=(*own, *_renamed(s.labels))) for s in family.samples)
             out.append(Family(f"vllm:{theirs}", family.kind, family.help, samples))
-    return out
+    return [*out, _no_adapters(), _pages(by_name, own)] if "kv_pages" in by_name else out
+
+
+def _no_adapters() -> Family:
+    """Routers that choose a server by its adapters read this one, and take a server without it for one that is away."""
+    names = (("max_lora", "0"), ("waiting_lora_adapters", ""), ("running_lora_adapters", ""))
+    return Family("vllm:lora_requests_info", "gauge", "Adapters in use: there are none", (Sample(1, names),))
+
+
+def _pages(by_name: Mapping[str, Family], own: tuple[tuple[str, str], ...]) -> Family:
+    pages = int(sum(sample.value for sample in by_name["kv_pages"].samples))
+    labels = (*own, ("num_gpu_blocks", str(pages)), ("num_cpu_blocks", "0"))
+    return Family("vllm:cache_config_info", "gauge", "Pages of keys and values", (Sample(1, labels),))
 
 
 def _renamed(labels: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
