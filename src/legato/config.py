@@ -33,7 +33,7 @@ class _Refused(ValueError):
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value) or "\0" in str(value):
         raise _Refused("a name or a path that is not empty")
     return str(os.fspath(value))
 

@@ -39,6 +39,15 @@ def test_a_prompt_longer_than_the_context(run: Run, alphabet: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
+    [("--itl-slo-ms", "0"), ("--itl-slo-ms", "nan"), ("--max-seqs", "0"), ("--queue", "-1"), ("--kv-memory", "1K")],
+)
+def test_a_server_of_absurd_limits(run: Run, option: str, value: str) -> None:
+    name = option.removeprefix("--").replace("-", "_")
+    refused(run("serve", option, value), 2, f"{name}='{value}' is not allowed")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
     [
         ("--temperature", "-1"),
         ("--temperature", "nan"),

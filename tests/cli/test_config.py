@@ -48,6 +48,7 @@ def test_an_argument_wins_over_the_environment_over_the_default() -> None:
         ("naive", "perhaps"),
         ("color", "blue"),
         ("model", ""),
+        ("cache_dir", ""),
     ],
 )
 def test_a_bad_value_is_refused_by_its_name(name: str, value: object) -> None:
@@ -56,6 +57,12 @@ def test_a_bad_value_is_refused_by_its_name(name: str, value: object) -> None:
     if isinstance(value, str) and value:
         with pytest.raises(UsageError, match=f"^LEGATO_{name.upper()}="):
             Config.resolve({}, {f"LEGATO_{name.upper()}": value})
+
+
+@pytest.mark.parametrize("name", ["model", "cache_dir", "session_dir"])
+def test_a_path_with_a_nul_is_refused_where_it_enters(name: str) -> None:
+    with pytest.raises(UsageError, match=f"^{name}="):
+        Config.resolve({name: "a\0b"}, {})
 
 
 @pytest.mark.parametrize("given", [("",), ("a-good-key", " "), ("short",), ("k\u00e9y-of-many",), ",", " , "])

@@ -31,6 +31,7 @@ def _option(name: str, metavar: str) -> Decorator:
 @model_options
 @bill_options
 @click.option("--max-seqs", metavar="N", help=SETTINGS["max_seqs"].help)
+@click.option("--itl-slo-ms", metavar="MS", help=SETTINGS["itl_slo_ms"].help)
 @_option("host", "ADDRESS")
 @_option("port", "N")
 @click.option("--api-key", "api_keys", metavar="KEY", multiple=True, help="lets clients in; may be repeated")
