@@ -1,245 +1,19 @@
 // Linear kernels against the file formats' definitions in double precision, at every level that this machine has.
 //
-// Knows: ggml's block definitions (written down here a second time, value by value), the contract of kernels.h.
-// Does not know: packed layouts. Exit code 0: all held.
-#include <algorithm>
+// Knows: the contract of kernels.h, the formats' definitions. Does not know: packed layouts. Exit code 0: all held.
 #include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
-#include "../src/kernels.h"
-#include "emulated_amx.h"
+#include "formats.h"
+#include "linear_levels.h"
 
 using namespace lg;
+using namespace formats;
 
 namespace {
 
-int failures = 0;
-int checks = 0;
-
-void expect(bool ok, const std::string& what) {
-  ++checks;
-  if (!ok && ++failures <= 20) std::printf("FAILED: %s\n", what.c_str());
-}
-
-const char* const kNames[W_KINDS] = {"F32",  "F16",  "BF16", "Q8_0", "Q4_0", "Q4_1",
-                                     "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"};
-const int kUnit[W_KINDS] = {1, 1, 1, 32, 32, 32, 32, 32, 256, 256, 256};
-const int kUnitBytes[W_KINDS] = {4, 2, 2, 34, 18, 20, 22, 24, 144, 176, 210};
-
-// ---------------------------------------------------------------- the formats, one value at a time
-double half(const uint8_t* p) {
-  const int bits = p[0] | p[1] << 8, exponent = bits >> 10 & 31, mantissa = bits & 1023;
-  const double sign = bits & 0x8000 ? -1.0 : 1.0;
-  return exponent == 0 ? sign * std::ldexp(mantissa, -24) : sign * std::ldexp(1024 + mantissa, exponent - 25);
-}
-
-float float_of(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-
-void k_scale(const uint8_t* s, int j, int* scale, int* minimum) {
-  if (j < 4) {
-    *scale = s[j] & 63;
-    *minimum = s[j + 4] & 63;
-  } else {
-    *scale = (s[j + 4] & 0xF) | ((s[j - 4] >> 6) << 4);
-    *minimum = (s[j + 4] >> 4) | ((s[j] >> 6) << 4);
-  }
-}
-
-double value_32(int kind, const uint8_t* b, int k) {
-  if (kind == W_Q8_0) return half(b) * static_cast<int8_t>(b[2 + k]);
-  const bool with_min = kind == W_Q4_1 || kind == W_Q5_1, five = kind == W_Q5_0 || kind == W_Q5_1;
-  const uint8_t* p = b + (with_min ? 4 : 2);
-  int high = 0;
-  if (five) {
-    high = p[k / 8] >> (k % 8) & 1;
-    p += 4;
-  }
-  const int q = (k < 16 ? p[k] & 15 : p[k - 16] >> 4) + 16 * high;
-  if (with_min) return half(b) * q + half(b + 2);
-  return half(b) * (q - (five ? 16 : 8));
-}
-
-double value_256(int kind, const uint8_t* b, int k) {
-  if (kind == W_Q6_K) {
-    const int n = k / 128, l = k % 32, quarter = k % 128 / 32;
-    const int low = b[64 * n + l + (quarter % 2 ? 32 : 0)] >> (quarter >= 2 ? 4 : 0) & 15;
-    const int high = b[128 + 32 * n + l] >> (2 * quarter) & 3;
-    return half(b + 208) * static_cast<int8_t>(b[192 + k / 16]) * ((low | high << 4) - 32);
-  }
-  int scale, minimum;
-  k_scale(b + 4, k / 32, &scale, &minimum);
-  const uint8_t* low = b + (kind == W_Q4_K ? 16 : 48);
-  int q = low[k / 64 * 32 + k % 32] >> (k % 64 >= 32 ? 4 : 0) & 15;
-  if (kind == W_Q5_K) q += (b[16 + k % 32] >> (k / 32) & 1) * 16;
-  return half(b) * scale * q - half(b + 2) * minimum;
-}
-
-double value(int kind, const uint8_t* row, int64_t k) {
-  const uint8_t* b = row + k / kUnit[kind] * kUnitBytes[kind];
-  uint32_t bits = 0;
-  switch (kUnit[kind]) {
-    case 1:
-      std::memcpy(&bits, b, static_cast<size_t>(kUnitBytes[kind]));
-      return kind == W_F32 ? float_of(bits) : kind == W_BF16 ? float_of(bits << 16) : half(b);
-    case 32:
-      return value_32(kind, b, static_cast<int>(k % 32));
-    default:
-      return value_256(kind, b, static_cast<int>(k % 256));
-  }
-}
-
-// ---------------------------------------------------------------- random files
-using Random = std::mt19937;
-
-void put_half(Random& rng, uint8_t* p, bool sign) {
-  const uint32_t kind = rng() % 16;
-  uint32_t bits = kind == 0 ? rng() % 1024 : (8u + rng() % 6) << 10 | rng() % 1024;  // now and then subnormal or zero
-  if (sign && rng() % 2) bits |= 0x8000;
-  p[0] = static_cast<uint8_t>(bits);
-  p[1] = static_cast<uint8_t>(bits >> 8);
-}
-
-std::vector<uint8_t> random_file(Random& rng, int kind, int64_t rows, int64_t cols) {
-  std::vector<uint8_t> file(static_cast<size_t>(rows * (cols / kUnit[kind]) * kUnitBytes[kind]));
-  for (auto& byte : file) byte = static_cast<uint8_t>(rng());
-  for (size_t at = 0; at < file.size(); at += static_cast<size_t>(kUnitBytes[kind])) {
-    uint8_t* b = file.data() + at;
-    if (kind == W_F32 || kind == W_BF16) {
-      const float x = std::ldexp(static_cast<float>(rng() % 2001) - 1000.0f, -10);
-      uint32_t bits;
-      std::memcpy(&bits, &x, 4);
-      if (kind == W_BF16) bits >>= 16;
-      std::memcpy(b, &bits, static_cast<size_t>(kUnitBytes[kind]));
-    } else if (kind == W_Q6_K) {
-      put_half(rng, b + 208, true);
-    } else {
-      put_half(rng, b, true);
-      if (kind == W_Q4_1 || kind == W_Q5_1 || kind == W_Q4_K || kind == W_Q5_K) put_half(rng, b + 2, true);
-    }
-  }
-  return file;
-}
-
-struct Aligned {
-  explicit Aligned(int64_t bytes)
-      : data(static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>((bytes + 127) / 64 * 64)))) {
-    std::memset(data.get(), 0, static_cast<size_t>((bytes + 127) / 64 * 64));
-  }
-  struct Free {
-    void operator()(uint8_t* p) const { std::free(p); }
-  };
-  std::unique_ptr<uint8_t, Free> data;
-  uint8_t* get() const { return data.get(); }
-};
-
-std::vector<float> random_rows(Random& rng, int64_t rows, int64_t cols) {
-  std::vector<float> x(static_cast<size_t>(rows * cols));
-  std::normal_distribution<float> normal;
-  for (auto& v : x) v = normal(rng) * (rng() % 50 == 0 ? 20.0f : 1.0f);
-  return x;
-}
-
-// ---------------------------------------------------------------- quantised rows
-struct Group {
-  int8_t lo[32], hi[2][4];
-  uint16_t at[2];
-  float d, s;
-  int32_t minus[3];
-
-  int q(int i) const {
-    int value = lo[i];
-    for (int f = 0; f < 2; ++f) value += i / 4 * 64 == at[f] ? 256 * hi[f][i % 4] : 0;
-    return value;
-  }
-};
-static_assert(sizeof(Group) == 64, "the record of kernels.h");
-
-Group group_of(const uint8_t* record, int64_t g) {
-  Group group;
-  std::memcpy(&group, record + 64 * g, 64);
-  return group;
-}
-
-// A record straight from the definition; the kernels may differ by nothing.
-void check_quantize_group(const Kernels& k, const float* x, const Group& group) {
-  uint32_t keys[8], sorted[8];
-  for (int v = 0; v < 8; ++v) {
-    float most = 0.0f;
-    for (int i = 0; i < 4; ++i) most = std::fmax(most, std::fabs(x[4 * v + i]));
-    std::memcpy(&keys[v], &most, 4);
-    sorted[v] = keys[v] = (keys[v] & ~7u) | static_cast<uint32_t>(v);
-  }
-  std::sort(sorted, sorted + 8, [](uint32_t a, uint32_t b) { return a > b; });
-  const float amax = float_of(sorted[0] | 7), rest = float_of(sorted[2] | 7);
-  const bool zero = amax < 0x1p-100f;
-  const std::string name = std::string(k.name) + " quantize_row ";
-  expect(group.d == (zero ? 0.0f : std::fmax(rest / 127.0f, amax / 32512.0f)), name + "d");
-  int sum[2] = {0, 0};
-  for (int i = 0; i < 32; ++i) {
-    expect(group.q(i) == (zero ? 0 : static_cast<int>(std::nearbyint(x[i] * (1.0f / group.d)))), name + "q");
-    sum[i / 16] += group.q(i);
-  }
-  expect(group.at[0] == 64 * (sorted[0] & 7) && group.at[1] == 64 * (sorted[1] & 7), name + "fine quads");
-  expect(group.minus[1] == -sum[0] && group.minus[2] == -sum[1] && group.minus[0] == -sum[0] - sum[1], name + "sums");
-  expect(group.s == group.d * static_cast<float>(sum[0] + sum[1]), name + "s");
-}
-
-void check_quantize(const Kernels& k, Random& rng) {
-  for (int64_t K : {32, 64, 576, 1536}) {
-    std::vector<float> x = random_rows(rng, 1, K);
-    for (int i = 0; i < 32; ++i) x[static_cast<size_t>(i)] = 0.0f;
-    if (K > 32) {
-      for (int i = 32; i < 64; ++i)
-        x[static_cast<size_t>(i)] = static_cast<float>(i - 47) * 0.5f;  // halves: ties to even
-      x[40] = 63.5f;
-    }
-    if (K > 64) x[70] = -1e6f;  // an outlier that even 16 bits must make room for
-    const int64_t bytes = qrow_bytes(K);
-    Aligned memory(bytes + 64);
-    std::vector<uint8_t> record(static_cast<size_t>(bytes) + 64, 0xAB);
-    std::memcpy(memory.get(), record.data(), record.size());
-    k.quantize_row(x.data(), K, memory.get());
-    std::memcpy(record.data(), memory.get(), record.size());
-    for (int i = 0; i < 64; ++i)
-      expect(record[static_cast<size_t>(bytes + i)] == 0xAB, std::string(k.name) + " quantize_row past its record");
-    for (int64_t g = 0; g < K / 32; ++g) check_quantize_group(k, x.data() + 32 * g, group_of(record.data(), g));
-  }
-}
-
-// A NaN or an infinity makes its group's scale NaN and its q zero; denormal groups become zeros.
-void check_quantize_odd(const Kernels& k) {
-  for (float odd :
-       {float_of(0x7fc00000), float_of(0xffc00001), float_of(0x7f800000), float_of(0xff800000), 1e-42f, 3e38f}) {
-    alignas(64) float x[64] = {1.0f, 2.0f};
-    for (int i = 32; i < 64; ++i) x[i] = odd;
-    x[33] = 0.0f;
-    alignas(64) uint8_t record[192];
-    k.quantize_row(x, 64, record);
-    const Group first = group_of(record, 0), second = group_of(record, 1);
-    const bool finite = std::isfinite(odd);
-    expect(first.d > 2.0f / 32513.0f && first.d < 2.0f / 32511.0f, std::string(k.name) + " odd: neighbour group");
-    expect(finite ? std::isfinite(second.d) : std::isnan(second.d) && std::isnan(second.s),
-           std::string(k.name) + " odd: scale");
-    if (!finite || odd < 1e-40f) {
-      for (int i = 0; i < 32; ++i) expect(second.q(i) == 0, std::string(k.name) + " odd: q");
-    } else {
-      expect(second.q(0) == 127, std::string(k.name) + " odd: largest");
-    }
-  }
-}
-
-// ---------------------------------------------------------------- linear
 double activation(double x, int epilogue) {
   switch (epilogue) {
     case EP_GATED_SILU:
@@ -348,8 +122,6 @@ void reference(const World& world, const uint8_t* act, int n, double* y, double*
     *magnitude += std::fabs(term);
   }
 }
-
-constexpr float kGuard = 12345.678f;
 
 std::vector<float> run(const Kernels& k, const World& world, const Acts& acts, int first, int M, int epilogue,
                        float initial, int64_t cut) {
@@ -498,63 +270,13 @@ void check_nan(const Kernels& k) {
     }
   }
 }
-
-void check_table(const Kernels& k) {
-  Random rng(11);
-  for (int kind = 0; kind < W_KINDS; ++kind) {
-    const std::vector<uint8_t> file = random_file(rng, kind, 2, 768);
-    const int64_t row_bytes = 768 / kUnit[kind] * kUnitBytes[kind];
-    std::vector<float> out(769, kGuard);
-    k.table_row(kind, file.data() + row_bytes, 768, 1.5f, out.data());
-    for (int i = 0; i < 768; ++i) {
-      const double want = 1.5 * value(kind, file.data() + row_bytes, i);
-      expect(std::fabs(out[static_cast<size_t>(i)] - want) <= 1e-6 * std::fabs(want) + 2e-7,
-             std::string(k.name) + " table_row " + kNames[kind]);
-    }
-    expect(out[768] == kGuard, std::string(k.name) + " table_row past its end");
-  }
-}
-
-#if defined(__x86_64__)
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-bool has_avx512() {
-  return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
-#else
-bool has_avx2() { return false; }
-bool has_avx512() { return false; }
-#endif
-
 }  // namespace
 
 int main(int argc, char** argv) {
   const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
-#if defined(__x86_64__)
-  void (*const fills[])(Kernels*) = {fill_linear_portable, fill_linear_avx2, fill_linear_avx512,
-                                     fill_linear_emulated_amx};
-#else
-  void (*const fills[])(Kernels*) = {fill_linear_portable, [](Kernels*) {}, [](Kernels*) {}, [](Kernels*) {}};
-#endif
-  const char* const names[] = {"portable", "avx2", "avx512", "emulated amx"};
-  const bool present[] = {true, has_avx2(), has_avx512(), has_avx512()};
-  for (int level = 0; level < 4; ++level) {
-    Kernels k{};
-    k.name = names[level];
-    fills[level](&k);
-    if (!present[level] || !k.linear) {
-      std::printf("%s: skipped, %s\n", k.name, present[level] ? "not compiled in" : "this CPU lacks it");
-      continue;
-    }
-    const int before = checks, failed = failures;
-    Random rng(1);
-    check_quantize(k, rng);
-    check_quantize_odd(k);
-    check_table(k);
+  return check_levels([quick](const Kernels& k) {
     check_activations(k);
     check_nan(k);
     check_linear(k, quick);
-    std::printf("%s: %d checks, %d failed\n", k.name, checks - before, failures - failed);
-  }
-  return failures == 0 ? 0 : 1;
+  });
 }
