@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
+from legato.cli.undisturbed import released, undisturbed
+
 HEAVY = ("numpy", "tokenizers", "jinja2", "msgspec", "rich", "legato.llm", "legato.engine")
+
+# What a plain answer does without: each is loaded by the command, option or kind of file that needs it.
+UNNEEDED = (
+    *("rich", "msgspec", "asyncio", "statistics", "secrets", "numpy.random", "numpy.testing", "numpy.ma"),
+    *("legato.measure.case", "legato.measure.explain", "legato.measure.advice", "legato.measure.line"),
+    *("legato.measure.energy", "legato.models.check", "legato.sessions", "legato.runtime.session_file"),
+    *("legato.runtime.session_folder", "legato.weights.safetensors", "legato.weights.fetch", "legato.weights.hf"),
+    *("legato.server", "legato.bench", "legato.report", "legato.replay"),
+)
 
 
 def processor_seconds(command: Sequence[str], environ: dict[str, str]) -> float:
@@ -56,3 +69,58 @@ def test_public_names(run: Callable[..., object]) -> None:
         assert getattr(legato, name) is not None
     with pytest.raises(AttributeError):
         _ = legato.nothing
+
+
+def loaded_by(arguments: list[str], environ: dict[str, str]) -> set[str]:
+    """The modules that a program has loaded when its command ends."""
+    script = f"""
+import sys
+from legato.cli import main
+assert main({arguments!r}) == 0
+print(*sys.modules, file=sys.stderr)"""
+    done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True)
+    return set(done.stderr.splitlines()[-1].split())
+
+
+def test_an_answer_loads_what_an_answer_needs(environ: dict[str, str], alphabet: Path) -> None:
+    loaded = loaded_by(["generate", "-m", str(alphabet), "--max-tokens", "1", "--raw", "hi"], environ)
+    assert "legato.llm" in loaded and loaded.isdisjoint({*UNNEEDED, "jinja2"}), loaded & {*UNNEEDED, "jinja2"}
+
+
+def test_a_slow_backend_is_loaded_where_it_computes(environ: dict[str, str], alphabet: Path) -> None:
+    from legato.kernels.cpu import load_library
+
+    if isinstance(load_library(), str):
+        pytest.skip("the native library is not built")
+    asked = ["generate", "-m", str(alphabet), "--max-tokens", "1", "--raw", "hi", "--backend"]
+    assert "legato.kernels.reference" not in loaded_by([*asked, "native"], environ)
+    assert "legato.kernels.reference" in loaded_by([*asked, "reference"], environ)
+
+
+def test_the_collector_rests_inside_and_works_afterwards() -> None:
+    with released():
+        assert gc.isenabled()
+        with pytest.raises(ValueError, match="inside"), undisturbed():
+            made: list[list[int]] = [[] for _ in range(1000)]
+            with undisturbed():
+                assert not gc.isenabled()
+            assert not gc.isenabled()  # until the outer one ends
+            raise ValueError("inside")
+        assert gc.isenabled() and gc.get_freeze_count() >= len(made)
+    assert gc.get_freeze_count() == 0
+
+
+def test_who_has_switched_the_collector_off_finds_it_off() -> None:
+    gc.disable()
+    try:
+        with undisturbed():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_a_command_leaves_the_collector_as_it_was(run: Callable[..., object], alphabet: Path) -> None:
+    run("generate", "-m", alphabet, "--max-tokens", "1", "--raw", "hi")
+    run("generate", "-m", "nowhere", "hi")
+    assert gc.isenabled() and gc.get_freeze_count() == 0

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from legato.cli.undisturbed import released, undisturbed
 from legato.errors import LegatoError
 
 INTERRUPTED = 130
@@ -26,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         logging.basicConfig()
     try:
-        return _run(args)
+        with released():
+            return _run(args)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -42,9 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
-    import click
+    with undisturbed():
+        import click
 
-    from legato.cli.group import legato
+        from legato.cli.group import legato
 
     try:
         code = legato.main(args, prog_name="legato", standalone_mode=False)

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 import legato as package
+from legato.cli.undisturbed import undisturbed
 
 # name -> (module, its help in one line); the help is repeated here so that `legato --help` loads nothing else.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -46,7 +47,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.table:
             return None
-        command = import_module(self.table[cmd_name][0]).command
+        with undisturbed():
+            command = import_module(self.table[cmd_name][0]).command
         assert isinstance(command, click.Command)
         return command
 

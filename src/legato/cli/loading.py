@@ -9,6 +9,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from legato.cli.terminal import Terminal
+from legato.cli.undisturbed import undisturbed
 from legato.config import Config
 
 if TYPE_CHECKING:
@@ -20,12 +21,11 @@ def open_llm(config: Config, terminal: Terminal, capacity: bool = False) -> LLM:
 
     capacity  say how many users fit, too
     """
-    from legato.llm import LLM
+    with undisturbed(), terminal.bar(patience=0) as fetching, terminal.bar() as loading:
+        from legato.llm import LLM
 
-    logging.getLogger("legato").addHandler(
-        logging.NullHandler()
-    )  # what matters is told in one line; --debug shows more
-    with terminal.bar(patience=0) as fetching, terminal.bar() as loading:
+        # what matters is told in one line; --debug shows more
+        logging.getLogger("legato").addHandler(logging.NullHandler())
         llm = LLM(config=config, fetching=fetching, loading=loading)
     for note in llm.notes:
         terminal.note(note)
