@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 from clockwork import true_seconds
+from small_specs import SMOLLM2
 
 from legato.core.plan import Plan, Slice, SliceResult
 from legato.core.request import Request
 from legato.core.sequence import Sequence
-from legato.core.spec import Activation, ArchSpec, AttentionSpec, LayerSpec, MlpKind, MlpSpec, NormKind, NormSpec
 from legato.errors import UsageError
 from legato.measure.cost import Role
 from legato.measure.ledger import Ledger
@@ -183,10 +183,7 @@ def test_an_absurd_cost_is_refused_by_name(value: object) -> None:
 
 def test_the_expectation_of_a_model_has_the_right_size() -> None:
     """Of a model like SmolLM2-135M: a step near 5 to 15 ms, a prompt row in a big step near 0.2 to 1.5 ms."""
-    norm = NormSpec(NormKind.RMS, 1e-5)
-    attention, mlp = AttentionSpec(9, 3, 64, 0.125), MlpSpec(MlpKind.GATED, 1536, Activation.SILU)
-    spec = ArchSpec("x", 576, 49152, 8192, (LayerSpec(attention, mlp, norm, norm),) * 30, norm, tied=True)
-    expected = StepCost.expected(spec, dict.fromkeys(Role, 5.0), "int8", cores=2)
+    expected = StepCost.expected(SMOLLM2, dict.fromkeys(Role, 5.0), "int8", cores=2)
     assert 0.005 < expected.step < 0.015
     assert 2e-4 < expected.row + expected.dense_row < 1.5e-3
     assert 1e-7 < expected.kv_token < 3e-6

@@ -6,23 +6,14 @@ Knows: specs, tensors in every format, page tables. Does not know: how a backend
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from legato.core.spec import (
-    Activation,
-    ArchSpec,
-    AttentionSpec,
-    LayerSpec,
-    MlpKind,
-    MlpSpec,
-    NormKind,
-    NormSpec,
-    RopeSpec,
-)
+from legato.bench.made_up import llama_spec
+from legato.core.spec import Activation, ArchSpec, LayerSpec, MlpKind, NormKind, NormSpec, RopeSpec
 from legato.kernels.ops import Backend, Batch, Executor, FloatArray, KvFormat
 from legato.models.decoder import Decoder, LayerWeights, NormWeights
 from legato.weights.formats import quantize
@@ -81,29 +72,31 @@ class Shape:
     embed_scale: float = 1.0
 
     def spec(self) -> ArchSpec:
-        layers = tuple(self._layer(i) for i in range(self.layers))
-        return ArchSpec(
-            family="tiny",
-            d_model=self.d_model,
-            vocab_size=self.vocab,
-            context_length=4096,
-            layers=layers,
+        plain = llama_spec(
+            self.d_model,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            mlp=self.mlp,
+            layers=self.layers,
+            vocab=self.vocab,
+            context=4096,
+        )
+        return replace(
+            plain,
+            layers=tuple(self._layer(i, layer) for i, layer in enumerate(plain.layers)),
             final_norm=self.norm,
-            tied=False,
             embed_scale=self.embed_scale,
             num_positions=self.positions,
             logit_softcap=self.logit_softcap,
         )
 
-    def _layer(self, index: int) -> LayerSpec:
+    def _layer(self, index: int, plain: LayerSpec) -> LayerSpec:
         turned = int(self.head_dim * self.rotary) // 2
         base = 10000.0 if index % 2 == 0 else 500000.0
         inv_freq = tuple(float(base ** (-i / max(turned, 1))) for i in range(turned))
-        attention = AttentionSpec(
-            num_heads=self.heads,
-            num_kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            scale=self.head_dim**-0.5,
+        attention = replace(
+            plain.attention,
             rope=RopeSpec(inv_freq) if turned else None,
             window=self.windows[index % len(self.windows)],
             softcap=self.softcap,
@@ -111,7 +104,8 @@ class Shape:
             qkv_bias=self.bias,
             out_bias=self.bias,
         )
-        mlp = MlpSpec(MlpKind.GATED if self.gated else MlpKind.PLAIN, self.mlp, self.activation, self.bias)
+        kind = MlpKind.GATED if self.gated else MlpKind.PLAIN
+        mlp = replace(plain.mlp, kind=kind, activation=self.activation, bias=self.bias)
         post = self.norm if self.post_norm else None
         return LayerSpec(attention, mlp, self.norm, self.norm, post, post)
 

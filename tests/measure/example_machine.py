@@ -1,12 +1,10 @@
-"""A calibrated machine for tests, near a server's two cores, and a small model's shape. No test here measures."""
+"""A calibrated machine for tests, near a server's two cores. No test here measures."""
 
 from __future__ import annotations
 
-from legato.core.spec import Activation, ArchSpec, AttentionSpec, LayerSpec, MlpKind, MlpSpec, NormKind, NormSpec
 from legato.measure.machine import AttentionRate, Machine, ProductRate, RowCosts, cpu_name
 from legato.version import __version__
 
-NORM = NormSpec(NormKind.RMS, 1e-5)
 INPUTS = {1: 3e-9, 4: 1.5e-9, 16: 1e-9, 64: 1e-9, 256: 1e-9}
 Q4 = {1: 13e-12, 4: 21e-12, 16: 70e-12, 64: 250e-12, 256: 980e-12}
 Q8 = {1: 22e-12, 4: 40e-12, 16: 100e-12, 64: 290e-12, 256: 1100e-12}
@@ -30,12 +28,3 @@ MACHINE = Machine(
         AttentionRate("int8", 2e-6, 1e-9, 5e-7, 2e-11, 8e-12, 9e-12, 128),
     ),
 )
-
-
-def small_model(window: int | None = None, layers: int = 30, head_dim: int = 64) -> ArchSpec:
-    """Of SmolLM2-135M's shape; with a window, every second layer looks back no further."""
-    made = []
-    for i in range(layers):
-        attention = AttentionSpec(9, 3, head_dim, 0.125, window=window if i % 2 else None)
-        made.append(LayerSpec(attention, MlpSpec(MlpKind.GATED, 1536, Activation.SILU), NORM, NORM))
-    return ArchSpec("made-up", 576, 49152, 8192, tuple(made), NORM, tied=True)

@@ -7,30 +7,16 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_specs import SMOLLM2
 
-from legato.core.spec import Activation, ArchSpec, AttentionSpec, LayerSpec, MlpKind, MlpSpec, NormKind, NormSpec
+from legato.core.spec import ArchSpec
 from legato.kernels.cpu import NativeBackend, load_library
 from legato.kernels.ops import KvFormat
 from legato.kernels.reference import ReferenceBackend
 from legato.measure import cost
 from legato.measure.cost import Role
 
-NORM = NormSpec(NormKind.RMS, 1e-5)
-SMOLLM2_LAYER = LayerSpec(
-    AttentionSpec(num_heads=9, num_kv_heads=3, head_dim=64, scale=0.125),
-    MlpSpec(MlpKind.GATED, 1536, Activation.SILU),
-    NORM,
-    NORM,
-)
-SMOLLM2 = ArchSpec(
-    family="llama",
-    d_model=576,
-    vocab_size=49152,
-    context_length=8192,
-    layers=(SMOLLM2_LAYER,) * 30,
-    final_norm=NORM,
-    tied=True,
-)
+[SMOLLM2_LAYER] = set(SMOLLM2.layers)
 
 
 def windowed(window: int | None) -> ArchSpec:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from legato.bench.made_up import llama_spec
 from legato.bench.record import Record
 from legato.core.account import Account, Felt
 from legato.core.events import Usage
-from legato.core.spec import Activation, ArchSpec, AttentionSpec, LayerSpec, MlpKind, MlpSpec, NormKind, NormSpec
 from legato.measure.advice import Advice, advise, by_kind
 from legato.measure.case import Case, Setting
 from legato.measure.cost import Role, attention_flops
@@ -26,9 +26,7 @@ from legato.measure.visit import Visit
 from legato.report.explain import page
 from legato.report.page import Bars, Mark, Plot
 
-NORM = NormSpec(NormKind.RMS, 1e-5)
-LAYER = LayerSpec(AttentionSpec(8, 2, 64, 0.125), MlpSpec(MlpKind.GATED, 1024, Activation.SILU), NORM, NORM)
-SPEC = ArchSpec("made-up", 512, 4096, 8192, (LAYER,) * 4, NORM, tied=True)
+SPEC = llama_spec(512, heads=8, kv_heads=2, mlp=1024, layers=4, vocab=4096, context=8192, tied=True)
 BITS = dict.fromkeys(Role, 8.5)
 # Rates of a data sheet, of which 0.8 is assumed to be reached: 40 GB/s; with what only measuring tells.
 SHEET = Machine.from_sheet("a machine", memory_gb_s=50.0, tops={8: 1.0, 16: 0.5}, memory_bytes=1 << 34)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cost import SMOLLM2
+from small_specs import SMOLLM2, smollm2
 
 from legato import __version__
 from legato.errors import CapacityError, RequestError, UsageError
@@ -104,14 +104,7 @@ MEASURED = Machine(
 def test_the_shapes_work_is_the_specs_work(machine: Machine) -> None:
     """Two ways to the same step: the engine's spec, and the counting shape made of it."""
     bits = dict.fromkeys(Role, 5.0) | {Role.HEAD: 8.5}
-    windowed = replace(
-        SMOLLM2,
-        layers=tuple(
-            replace(layer, attention=replace(layer.attention, window=300 if i % 2 else None))
-            for i, layer in enumerate(SMOLLM2.layers)
-        ),
-    )
-    for spec in (SMOLLM2, windowed):
+    for spec in (SMOLLM2, smollm2(300)):
         for pieces in ([(Piece(0, 512), 1)], [(Piece(1000, 1), 8)], [(Piece(700, 200, 0), 1), (Piece(90, 1), 4)]):
             ours = predict.seconds_of(step_work(shape_of(spec), bits, "int8", pieces), machine)
             theirs = Predictor(spec, bits, "int8", machine).step(pieces)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 import pytest
-from example_machine import INPUTS, MACHINE, Q4, Q8, small_model
+from example_machine import INPUTS, MACHINE, Q4, Q8
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_specs import SMOLLM2, smollm2
 
 from legato.measure import cost
 from legato.measure.cost import Role
@@ -22,7 +23,7 @@ few = settings(max_examples=30, deadline=None, derandomize=True)
 
 
 def predictor(machine: Machine = MACHINE, kv: str = "int8", window: int | None = None) -> Predictor:
-    return Predictor(small_model(window), BITS, kv, machine)
+    return Predictor(smollm2(window), BITS, kv, machine)
 
 
 @MACHINES
@@ -69,7 +70,7 @@ def test_parts_add_up_and_the_interval_holds_them(machine: Machine) -> None:
 
 @MACHINES
 def test_a_window_ends_what_depth_costs(machine: Machine) -> None:
-    windowed, whole = Predictor(small_model(256), BITS, "int8", machine), predictor(machine)
+    windowed, whole = Predictor(smollm2(256), BITS, "int8", machine), predictor(machine)
     assert windowed.itl(200).seconds == pytest.approx(whole.itl(200).seconds)
     assert windowed.itl(5000).seconds < whole.itl(5000).seconds
     grown, usual = (p.itl(8000).seconds - p.itl(4000).seconds for p in (windowed, whole))
@@ -142,7 +143,7 @@ def test_looking_back_is_counted_by_format_size_of_head_and_kind() -> None:
 
 
 def test_work_counts_every_byte_once() -> None:
-    spec = small_model()
+    spec = SMOLLM2
     work = step_work(spec, BITS, "int8", [(Piece(99, 1), 4), (Piece(0, 50, 0), 1)])
     assert (work.rows, work.seqs, work.layers) == (54, 5, 30)
     assert work.weight_bytes == cost.weight_read_bytes(spec, BITS, rows=0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cost import SMOLLM2
+from small_specs import SMOLLM2
 
 from legato.measure import cost
 from legato.measure.shape import (

@@ -35,28 +35,51 @@ VOCAB = 512
 _NORM = NormSpec(NormKind.RMS, 1e-5)
 
 
-def made_up_spec(
-    width: int, *, head_dim: int = 64, group: int = 4, layers: int = 2, mlp: int = 4, vocab: int = VOCAB
+def llama_spec(
+    width: int,
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int = 64,
+    mlp: int,
+    layers: int,
+    vocab: int = VOCAB,
+    context: int = 1 << 20,
+    tied: bool = False,
 ) -> ArchSpec:
-    """A llama-like decoder: MLP `mlp` times as wide, `group` query heads for each head of keys and values."""
-    heads = max(1, width // head_dim)
-    dim = width // heads
+    """A llama-like decoder of these sizes."""
     attention = AttentionSpec(
         num_heads=heads,
-        num_kv_heads=max(1, heads // group),
-        head_dim=dim,
-        scale=dim**-0.5,
-        rope=RopeSpec(tuple(10_000 ** (-2 * i / dim) for i in range(dim // 2))),
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        scale=head_dim**-0.5,
+        rope=RopeSpec(tuple(10_000 ** (-2 * i / head_dim) for i in range(head_dim // 2))),
     )
-    layer = LayerSpec(attention, MlpSpec(MlpKind.GATED, mlp * width, Activation.SILU), _NORM, _NORM)
+    layer = LayerSpec(attention, MlpSpec(MlpKind.GATED, mlp, Activation.SILU), _NORM, _NORM)
     return ArchSpec(
         family="made-up",
         d_model=width,
         vocab_size=vocab,
-        context_length=1 << 20,
+        context_length=context,
         layers=(layer,) * layers,
         final_norm=_NORM,
-        tied=False,
+        tied=tied,
+    )
+
+
+def made_up_spec(
+    width: int, *, head_dim: int = 64, group: int = 4, layers: int = 2, mlp: int = 4, vocab: int = VOCAB
+) -> ArchSpec:
+    """The same of one width: MLP `mlp` times as wide, `group` query heads for each head of keys and values."""
+    heads = max(1, width // head_dim)
+    return llama_spec(
+        width,
+        heads=heads,
+        kv_heads=max(1, heads // group),
+        head_dim=width // heads,
+        mlp=mlp * width,
+        layers=layers,
+        vocab=vocab,
     )
 
 
