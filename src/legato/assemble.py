@@ -15,7 +15,7 @@ from legato.config import Config
 from legato.core.spec import ArchSpec
 from legato.engine import Engine
 from legato.errors import UsageError
-from legato.kernels.cpu import NativeBackend, load_library
+from legato.kernels.cpu import Library, NativeBackend, load_library
 from legato.kernels.ops import Backend, Executor, KvFormat
 from legato.measure import cost
 from legato.measure.calibrated import Calibrated, read_machine
@@ -237,10 +237,10 @@ def choose_backend(config: Config, spec: ArchSpec) -> tuple[Backend, list[str]]:
     if isinstance(library, str):
         reason: str | None = library
     else:
-        native = NativeBackend(config.threads, config.isa, library=library)
+        native = _native(config, library)
         reason = native.supports(spec)
         if reason is None:
-            return native, []
+            return native, _crowded(config, library)
     if config.backend == "native":
         raise UsageError(f"backend=native is not possible: {reason}; or use the slow one: --backend reference")
     return _reference(), [f"the slow reference backend is used: {reason}"]
@@ -253,8 +253,27 @@ def open_backend(config: Config) -> tuple[Backend, str, int]:
         if config.backend == "native":
             raise UsageError(f"backend=native is not possible: {library}")
         return _reference(), "numpy", config.threads or os.cpu_count() or 1
-    native = NativeBackend(config.threads, config.isa, library=library)
+    native = _native(config, library)
     return native, native.isa, native.threads
+
+
+def _native(config: Config, library: Library) -> NativeBackend:
+    levels = library.isas()
+    obstacle = next((level.obstacle for level in levels if level.name == config.isa), "")
+    if obstacle:
+        usable = [level.name for level in reversed(levels) if not level.obstacle]
+        name = "isa" if config.sources["isa"] == "argument" else config.sources["isa"]
+        fix = f"use {', '.join(usable)}, or leave it out"
+        raise UsageError(f"{name}={config.isa} cannot be used here: {obstacle}; {fix}")
+    return NativeBackend(config.threads, config.isa, library=library)
+
+
+def _crowded(config: Config, library: Library) -> list[str]:
+    """A word where threads were asked for that have no processor of their own."""
+    processors = library.topology().allowed_cpus if config.threads is not None else 0
+    if config.threads is None or config.threads <= processors:
+        return []
+    return [f"{config.threads} threads wait for each other on {processors} processors; leave --threads out"]
 
 
 def choose_kv(config: Config, backend: Backend) -> KvFormat:

@@ -198,6 +198,36 @@ def test_doctor_says_why_amx_is_not_used(run: Run, environ: dict[str, str]) -> N
     assert cpu["status"] == ("bad" if obstacle else "ok") and "level amx" in cpu["text"]
 
 
+def test_an_instruction_set_that_cannot_be_had_is_refused_with_those_that_can(
+    run: Run, alphabet: Path, environ: dict[str, str]
+) -> None:
+    library = load_library()
+    if isinstance(library, str):
+        pytest.skip(library)
+    missing = next((isa.name for isa in library.isas() if isa.obstacle), None)
+    if missing is None:
+        pytest.skip("this machine has every level")
+    environ |= {"LEGATO_BACKEND": "native", "LEGATO_ISA": missing}
+    ran = run("generate", "u", "-m", alphabet, "--raw")
+    assert ran.code == 2 and ran.out == "" and f"error: LEGATO_ISA={missing} cannot be used here: " in ran.err
+    assert "portable, or leave it out" in ran.err
+
+
+def test_more_threads_than_processors_are_told_once_and_doctor_says_where_threads_are(
+    run: Run, alphabet: Path, environ: dict[str, str]
+) -> None:
+    library = load_library()
+    if isinstance(library, str):
+        pytest.skip(library)
+    many = library.topology().allowed_cpus + 1
+    environ |= {"LEGATO_BACKEND": "native"}
+    ran = run("generate", "u", "-m", alphabet, "--raw", "--max-tokens", "2", "--threads", many)
+    assert ran.code == 0 and ran.err.count("leave --threads out") == 1
+    assert "leave --threads out" not in run("generate", "u", "-m", alphabet, "--raw", "--max-tokens", "2").err
+    [threads] = [f for f in only_json(run("doctor", "--json").out) if f["name"] == "threads"]
+    assert "thread on a core" in threads["text"] or "placed by the system" in threads["text"]
+
+
 def test_doctor_fails_where_nothing_can_be_kept(run: Run, environ: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     environ |= {"LEGATO_CACHE_DIR": str(tmp_path / "file" / "cache")}

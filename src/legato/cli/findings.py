@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from legato import __version__
 from legato.config import SETTINGS, Config, unknown_variables
-from legato.kernels.cpu import Library, load_library
+from legato.errors import LegatoError
+from legato.kernels.cpu import Library, NativeBackend, load_library
 from legato.measure.machine import cpu_name, meminfo_bytes, total_memory
 from legato.runtime.kv_store import free_memory
 from legato.weights.catalog import BUILT_INS, cached
@@ -69,13 +71,15 @@ def cpu_level(library: Library, config: Config) -> Finding:
 
 
 def threads(library: Library, config: Config) -> Finding:
-    """How many, and what that number comes from."""
+    """How many, what that number comes from, and where they and their memory are put."""
     topology = library.topology()
     reasons = [f"{topology.allowed_cpus} hardware threads on {topology.allowed_cores} cores may be used"]
     if topology.cpu_quota:
         reasons.append(f"a control group allows {topology.cpu_quota:g} cores' worth of time")
     if topology.numa_nodes > 1:
         reasons.append(f"{topology.numa_nodes} memory nodes")
+    with suppress(LegatoError):  # an instruction set that cannot be had is another finding
+        reasons.append(NativeBackend(config.threads, config.isa, library).placement)
     why = "; ".join(reasons)
     if config.threads is None:
         return Finding("threads", "ok", f"{topology.default_threads}: {why}")
