@@ -132,6 +132,7 @@ def test_it_can_be_saved(run: Run, tmp_path: Path) -> None:
 def test_it_can_be_reported(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert run(*COMMAND, "--report", tmp_path / "plan.html").code == 0
+    assert "<h2>What was predicted</h2>" in (tmp_path / "plan.html").read_text()
     text = (tmp_path / "plan.html").read_text()
     for words in ("Plan: llama-3.1-8b on NVIDIA H100", "It fits: 14.96 GiB of weights", "data sheet"):
         assert words in text

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,7 +18,7 @@ from records import ROWS, cache_row, decode_row, prefill_row, record, tradeoff_r
 from legato.bench.record import read_record
 from legato.cli.saving import command_line
 from legato.errors import ModelFileError, UsageError
-from legato.report import Axis, Bar, Bars, Column, Mark, Page, Plot, Series, Table
+from legato.report import Axis, Bar, Bars, Column, Mark, Page, Plot, Series, Table, draw
 from legato.report.page import number
 from legato.report.pages import page_of
 from legato.report.write import check_target, csv_text, html_text, write_report
@@ -197,6 +198,23 @@ def test_bars_make_a_waterfall_with_walls_and_any_words() -> None:
     reader = parsed(text)
     assert "time (ms)" in reader.text and "queue & wait" in reader.text and "wall: at best" in reader.text
     assert csv_text(page.table) == "part\nqueue\n\n".replace("\n\n", '\n""\n')
+
+
+def test_a_legend_of_bars_stands_above_them_and_covers_none() -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    walled = [Bar(f"part {i}", 10.0, 10.0 * i, 8.0, "10 ms", "decode") for i in range(8)]
+    axes = figure().subplots()
+    handles = draw._draw_bars(axes, Bars("waterfall", "t", Axis("time", "ms"), walled))
+    assert [handle.get_label() for handle in handles] == ["wall: at best"] and axes.get_legend() is None
+    assert draw._draw_bars(axes, Bars("memory", "t", Axis("memory", "GiB"), [Bar("weights", 1.0)])) == []
+
+
+def test_a_plan_is_predicted_and_not_measured() -> None:
+    found = record("decode")
+    page = page_of(found)
+    assert "<h2>What was measured</h2>" in html_text(page, found, [])
+    said = html_text(replace(page, done="predicted"), found, [])
+    assert "<h2>What was predicted</h2>" in said and "<h2>How it was predicted</h2>" in said
 
 
 def test_a_plot_without_an_axis_label_or_with_a_bad_name_cannot_be_made() -> None:

@@ -102,12 +102,8 @@ def _render(plot: Plot | Bars, kind: str, title: str, footer: str = "") -> bytes
         axes = figure.subplots()
         axes.grid(True, axis="x" if bars else "both", linewidth=0.8)
         axes.set_axisbelow(True)
-        if isinstance(plot, Bars):
-            _draw_bars(axes, plot)
-            handles: list[Any] = []
-        else:
-            handles = _draw_plot(axes, plot)
-        _put_legend(figure, handles if len(handles) > 1 else [], title)
+        handles = _draw_bars(axes, plot) if isinstance(plot, Bars) else _draw_plot(axes, plot)
+        _put_legend(figure, handles if bars or len(handles) > 1 else [], title)
         if footer:
             figure.supxlabel(footer, fontsize=8, color=_LIGHT["dim"], x=0.01, ha="left")
         out = io.BytesIO()
@@ -151,7 +147,8 @@ def _legend_columns(names: list[str]) -> int:
 def _height(plot: Plot | Bars) -> float:
     """Inches: the axes stay as high however many lines a legend has."""
     if isinstance(plot, Bars):
-        return 1.1 + BAR_HEIGHT * len(plot.bars)
+        legend = LEGEND_LINE if any(bar.wall is not None for bar in plot.bars) else 0.0
+        return 1.1 + legend + BAR_HEIGHT * len(plot.bars)
     names = [s.name for s in plot.series]
     return HEIGHT + LEGEND_LINE * -(-len(names) // _legend_columns(names))
 
@@ -206,7 +203,8 @@ def _round_ticks(axes: Axes, which: str) -> None:
     ticks.set_minor_formatter(NullFormatter())
 
 
-def _draw_bars(axes: Axes, plot: Bars) -> None:
+def _draw_bars(axes: Axes, plot: Bars) -> list[Any]:
+    """Draws all bars; returns what a legend has to explain: the marks of walls, if there are any."""
     colors = _colors([bar.group or "bars" for bar in plot.bars])
     places = range(len(plot.bars))
     most = max((bar.start + max(bar.value, bar.wall or 0.0) for bar in plot.bars), default=0.0) or 1.0
@@ -221,9 +219,9 @@ def _draw_bars(axes: Axes, plot: Bars) -> None:
     axes.tick_params(axis="y", length=0)
     _set_axis(axes, "x", plot.axis)
     axes.set_xlim(0, 1.2 * most)
-    if any(bar.wall is not None for bar in plot.bars):
-        axes.plot([], [], color=_LIGHT["ink"], linewidth=2.2, label="wall: at best")
-        axes.legend(loc="lower right")
+    if all(bar.wall is None for bar in plot.bars):
+        return []
+    return axes.plot([], [], color=_LIGHT["ink"], linewidth=2.2, label="wall: at best")
 
 
 def _bar_text(axes: Axes, place: int, bar: Bar, most: float) -> None:

@@ -130,13 +130,17 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One report. `finding` is one sentence with figures from the data; `notes` say how to read them."""
+    """One report. `finding` is one sentence with figures from the data; `notes` say how to read them.
+
+    done  what was done to come by the figures: a plan measures nothing
+    """
 
     title: str
     finding: str
     plots: Sequence[Plot | Bars]
     table: Table
     notes: Sequence[str] = ()
+    done: str = "measured"
 
 
 def number(value: Any, digits: int = 4) -> str:

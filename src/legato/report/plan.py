@@ -31,7 +31,7 @@ def page(record: Record) -> Page:
     model = "/".join(plan["model"].split("/")[-2:])  # of a long path its end
     where = f"{model} on {plan['machine']}"
     plots = (_pace(plan, where), _throughput(rows, where), _memory(plan, where))
-    return Page(f"Plan: {where}", _finding(plan), plots, Table(COLUMNS, rows), notes)
+    return Page(f"Plan: {where}", _finding(plan), plots, Table(COLUMNS, rows), notes, done="predicted")
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
