@@ -42,7 +42,8 @@ def test_every_client_is_listed_and_shown(home: Path, capsys: pytest.CaptureFixt
     assert main(["launch"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert set(listed) == {
-        "claude", "codex", "opencode", "continue", "aider", "open-webui", "curl", "python", "langchain", "llm"
+        "claude", "codex", "opencode", "continue", "aider", "open-webui", "curl", "python", "langchain",
+        "llama-index", "llm",
     }  # fmt: skip
     for name in listed:
         assert main(["launch", name, "--model", "m7", "--url", "http://host:1/v1/", "--api-key", "sk-1"]) == 0
@@ -70,6 +71,16 @@ def test_the_model_is_what_the_server_says(echo: Live, home: Path, capsys: pytes
     assert values["ANTHROPIC_BASE_URL"] == echo.url and values["ANTHROPIC_MODEL"] == NAME
     assert main(["launch", "claude", "--url", "http://127.0.0.1:9"]) == 2
     assert "legato serve" in capsys.readouterr().err
+
+
+def test_llama_index_is_told_the_context_which_it_would_guess(
+    echo: Live, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["launch", "llama-index", "--url", f"http://127.0.0.1:{echo.port}"]) == 0
+    shown = capsys.readouterr().out
+    context = echo.ask("GET", "/v1/models").json["data"][0]["max_model_len"]
+    assert f"context_window={context}," in shown and f"model='{NAME}'" in shown
+    compile(shown, "snippet", "exec")
 
 
 def test_a_server_with_keys_wants_one(alphabet: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:

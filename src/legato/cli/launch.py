@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from legato.cli import settings_file
-from legato.cli.launch_clients import NO_KEY, Client, Where, clients
+from legato.cli.launch_clients import CONTEXT, NO_KEY, Client, Where, clients
 from legato.errors import UsageError
 
 ASK_S = 3.0
@@ -80,18 +80,22 @@ def _where(url: str, model: str | None, api_key: str | None) -> Where:
     for name, value in (("url", base), ("model", model or ""), ("api-key", api_key or "")):
         if not value.isprintable():
             raise UsageError(f"{name} is not allowed: printable characters only")
-    return Where(base, model or _served(base, api_key), api_key or NO_KEY)
+    if model:
+        return Where(base, model, api_key or NO_KEY)
+    name, context = _served(base, api_key)
+    return Where(base, name, api_key or NO_KEY, context)
 
 
-def _served(url: str, api_key: str | None) -> str:
-    """The name of the model that the server at `url` has."""
+def _served(url: str, api_key: str | None) -> tuple[str, int]:
+    """The name of the model that the server at `url` has, and the tokens of its context."""
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     hint = "start `legato serve`, or give --url, or --model to do without it"
     try:
         with urllib.request.urlopen(
             urllib.request.Request(f"{url}/v1/models", headers=headers), timeout=ASK_S
         ) as reply:
-            name = json.loads(reply.read(1 << 20))["data"][0]["id"]
+            card = json.loads(reply.read(1 << 20))["data"][0]
+            name, context = card["id"], card.get("max_model_len")
     except urllib.error.HTTPError as error:
         fix = "give --api-key" if error.code == 401 else hint
         raise UsageError(f"the server at {url} answered {error.code}; {fix}") from None
@@ -99,4 +103,4 @@ def _served(url: str, api_key: str | None) -> str:
         raise UsageError(f"no server says at {url} which model it has; {hint}") from None
     if not isinstance(name, str) or not name.isprintable():
         raise UsageError(f"the server at {url} names a model that cannot be written down; give --model")
-    return name
+    return name, context if type(context) is int and context > 0 else CONTEXT

@@ -15,15 +15,17 @@ from pathlib import Path
 from legato.cli.settings_file import BlockEdit, Edit, JsonEdit, toml_problem, yaml_problem
 
 NO_KEY = "none"  # clients insist on a key; a server without keys takes any
+CONTEXT = 8192  # tokens, where no server was asked
 
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """The server: `url` without /v1, the model's name, a key."""
+    """The server: `url` without /v1, the model's name, a key, the tokens that a conversation may have."""
 
     url: str
     model: str
     key: str
+    context: int = CONTEXT
 
     @property
     def v1(self) -> str:
@@ -163,6 +165,20 @@ model = ChatOpenAI(
 print(model.invoke("Hello").content)"""
 
 
+def _llama_index(where: Where) -> str:
+    return f"""from llama_index.llms.openai_like import OpenAILike
+
+model = OpenAILike(
+    api_base={where.v1!r},
+    api_key={where.key!r},
+    model={where.model!r},
+    is_chat_model=True,
+    is_function_calling_model=True,
+    context_window={where.context},
+)
+print(model.complete("Hello"))"""
+
+
 def clients(home: Path) -> dict[str, Client]:
     """All of them, by name."""
     apps = home / "Library" / "Application Support" if sys.platform == "darwin" else home / ".config"
@@ -220,5 +236,6 @@ def clients(home: Path) -> dict[str, Client]:
         Client("curl", "one request", _curl),
         Client("python", "OpenAI's library", _python),
         Client("langchain", "LangChain", _langchain),
+        Client("llama-index", "LlamaIndex, by OpenAILike", _llama_index),
     ]
     return {client.name: client for client in found}
