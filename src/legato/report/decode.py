@@ -10,6 +10,7 @@ from typing import Any
 
 from legato.bench.fits import Fit, along, fit
 from legato.bench.record import Record
+from legato.report.bill import bill_columns
 from legato.report.page import Axis, Column, Mark, Page, Plot, Series, Table, number
 
 COLUMNS = (
@@ -23,12 +24,6 @@ COLUMNS = (
     Column("host_share", "outside kernels (share)", 2),
     Column("ttft_ms", "first token (ms)"),
     Column("prefill_tok_s", "prompt (tokens/s)"),
-)
-
-BILL = (
-    Column("energy_j_per_token", "energy (J/token)", 3),
-    Column("energy_source", "energy's source"),
-    Column("price_per_million_tokens", "a million tokens (price)", 3),
 )
 
 
@@ -61,7 +56,7 @@ def page(record: Record) -> Page:
         "Decode: time a token against context",
         _finding(rows, line),
         (pace, speed),
-        Table((*COLUMNS, *(column for column in BILL if any(column.key in row for row in rows))), rows),
+        Table((*COLUMNS, *bill_columns(rows)), rows),
         (
             "One user. A step reads every weight once, and the keys and values of all tokens before it; the wall is "
             "those bytes at the speed at which this machine read memory right before and after the steps, in the "

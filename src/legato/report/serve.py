@@ -10,6 +10,7 @@ from typing import Any
 
 from legato.bench.record import Record
 from legato.bench.serve_metrics import QUANTILES
+from legato.report.bill import bill_columns
 from legato.report.page import Axis, Column, Mark, Page, Plot, Series, Table, number
 
 COLUMNS = (
@@ -27,12 +28,6 @@ COLUMNS = (
     Column("completed", "whole answers"),
     Column("failed", "failed"),
     Column("lag_p99", "generator's lag p99 (ms)"),
-)
-
-BILL = (
-    Column("energy_j_per_token", "energy (J/token)", 3),
-    Column("energy_source", "energy's source"),
-    Column("price_per_million_tokens", "a million tokens (price)", 3),
 )
 
 
@@ -55,7 +50,7 @@ def page(record: Record) -> Page:
         _finding(rows, names),
         plots,
         Table(
-            (*COLUMNS, *(column for column in BILL if any(column.key in row for row in rows))),
+            (*COLUMNS, *bill_columns(rows)),
             [_flat(row, name) for row, name in zip(rows, names, strict=True)],
         ),
         (
