@@ -40,6 +40,7 @@ from legato.measure.predict import Predictor, StepTime
 from legato.models.load import read_blueprint
 from legato.runtime.runner import Runner
 from legato.schedule.budget import WholeSteps
+from legato.weights.catalog import Silent
 
 DEPTHS, BATCHES, PROMPTS = (0, 512, 2048, 8000), (1, 4, 8, 16, 32), (64, 256, 1024, 4096, 8000)
 MOST_TOKENS = 70_000  # of all streams of a step together
@@ -68,7 +69,7 @@ class Measured:
 
     def __init__(self, model: str | None) -> None:
         config = Config.resolve({"model": model})
-        spec = read_blueprint(open_source(config, _Quiet()), None).spec
+        spec = read_blueprint(open_source(config, Silent()), None).spec
         pages = MOST_TOKENS + 32 * 64
         self.llm = LLM(model, max_seqs=max(BATCHES), kv_memory=pages * (cost.kv_bytes_per_token(spec, "int8") + 16))
         self.name = self.llm.name
@@ -162,17 +163,6 @@ def _row(
         "inside": sum(f.low <= s <= f.high for f, s in zip(found, seconds, strict=True)) / len(found),
         "parts_ms": {name: float(f"{1e3 * median(getattr(f, name) for f in found):.4g}") for name in parts},
     }
-
-
-class _Quiet:
-    def start(self, total: int, text: str) -> None:
-        pass
-
-    def advance(self, n: int) -> None:
-        pass
-
-    def done(self) -> None:
-        pass
 
 
 def measure(models: Sequence[str | None], rounds: int, part: float) -> list[dict[str, Any]]:
