@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 
-import pytest
-from bytes_vocabulary import EOS, SIZE, BytesTokenizer, text_of
-from test_grammar_rows import DIGITS, JSON, Dice
+from bytes_vocabulary import EOS, SIZE, text_of
+from dice import DIGITS, JSON, Dice
 
 from legato.core.request import Grammar, Request, SamplingParams
 from legato.engine import Engine
 from legato.runtime.runner import Runner
 from legato.text.grammar import Grammars
-
-
-@pytest.fixture(scope="module")
-def grammars() -> Iterator[Grammars]:
-    made = Grammars(BytesTokenizer(), SIZE)  # type: ignore[arg-type]
-    for grammar in (JSON, DIGITS):
-        made.admit(grammar)
-    yield made
-    made.close()
 
 
 def engine_of(grammars: Grammars, num_pages: int) -> Engine:
