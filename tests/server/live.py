@@ -130,6 +130,16 @@ class Live:
         return not (engine.has_work or service.num_in_flight or service._streams or engine.stats().kv.in_use)
 
 
+def raw(live: Live, request: bytes) -> bytes:
+    """The whole answer to bytes sent as they are."""
+    with socket.create_connection(("127.0.0.1", live.port), timeout=10) as link:
+        link.sendall(request)
+        out = b""
+        while part := link.recv(65536):
+            out += part
+        return out
+
+
 @contextmanager
 def running(
     load: Callable[[], Assembly],

@@ -9,7 +9,6 @@ A case is a line of JSON: `expect` the statuses that are right, `path`, `headers
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 import typing
@@ -22,7 +21,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from live import UNSPEAKABLE, Live, Reply, alphabet_assembly, echo_assembly, expected, running
+from live import UNSPEAKABLE, Live, Reply, alphabet_assembly, echo_assembly, expected, raw, running
 
 from legato.server.limits import ServerLimits
 from legato.server.protocols.openai.fields import ChatBody, CompletionBody
@@ -66,12 +65,7 @@ def payload(case: Case) -> bytes:
 
 
 def wired(live: Live, request: bytes) -> Reply:
-    with socket.create_connection(("127.0.0.1", live.port), timeout=10) as link:
-        link.sendall(request)
-        out = b""
-        while part := link.recv(65536):
-            out += part
-    head, _, body = out.partition(b"\r\n\r\n")
+    head, _, body = raw(live, request).partition(b"\r\n\r\n")
     return Reply(int(head.split(b" ", 2)[1]), {}, body)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live import NAME, UNSPEAKABLE, Live, echo_assembly, running
+from live import NAME, UNSPEAKABLE, Live, echo_assembly, raw, running
 
 from legato.assemble import Assembly
 from legato.server import lifecycle
@@ -32,16 +32,6 @@ OPEN = {"/", "/live", "/ready", "/health"}
 def locked(alphabet: Path) -> Iterator[Live]:
     with running(echo_assembly(alphabet), api_keys=(KEY, OTHER)) as live:
         yield live
-
-
-def raw(live: Live, request: bytes) -> bytes:
-    """The whole answer to bytes sent as they are."""
-    with socket.create_connection(("127.0.0.1", live.port), timeout=10) as link:
-        link.sendall(request)
-        out = b""
-        while part := link.recv(65536):
-            out += part
-        return out
 
 
 def status_of(answer: bytes) -> int:
