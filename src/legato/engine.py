@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Set
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from legato.core.events import Event
 from legato.core.plan import Plan, SliceResult
@@ -28,9 +28,11 @@ from legato.schedule.cache_manager import KvReport
 from legato.schedule.forecast import Forecast, Job
 from legato.schedule.limits import Limits
 from legato.schedule.scheduler import Scheduler, TenantReport
-from legato.speculate.proposer import NoProposer, Proposer
+from legato.speculate.proposer import Proposer
 
 log = logging.getLogger(__name__)
+
+MOST_UNTOLD = 8  # steps of streams whose books are kept together: the first of them warms the caches for the others
 
 
 class Runner(Protocol):
@@ -67,6 +69,18 @@ class EngineStats:
     step_error: float
     tenants: dict[str, TenantReport]
     total: StepRecord
+
+
+class _Done(NamedTuple):
+    """A step that is over and not in the books yet.
+
+    interval  seconds since the end of the step before, or of this one if there was none; None: it teaches nothing
+    """
+
+    record: StepRecord
+    plan: Plan
+    results: SequenceOf[SliceResult]
+    interval: float | None
 
 
 class Engine:
@@ -111,9 +125,10 @@ class Engine:
         )
         self.in_flight: Plan | None = None  # what is being run; other threads may look at it
         self._ended: float | None = None  # when the last step ended, if there was more to do
+        self._untold: list[_Done] = []
         self.ledger, self._shares = Ledger(clock, device_laps=device_laps), Shares()
         self._runner, self._clock, self._vocab_size = runner, clock, vocab_size
-        self._proposer = proposer if proposer is not None else NoProposer()
+        self._proposer = proposer
         self._num_faults = self._num_leaks = self._faults_seen = 0
 
     @property
@@ -128,6 +143,7 @@ class Engine:
         `OverloadedError` if the deadline cannot be met.
         """
         request.check_vocab(self._vocab_size)
+        self._keep_books()
         return self.scheduler.add(request, self._clock())
 
     def abort(self, request_id: str, index: int | None = None, reason: FinishReason = FinishReason.ABORT) -> None:
@@ -141,6 +157,7 @@ class Engine:
         self, num_prompt_tokens: int = 1, max_tokens: int = 1, *, priority: int = 0, tenant: str = ""
     ) -> Forecast:
         """How long a request of so many tokens would wait and run if it came now and nobody after it."""
+        self._keep_books()
         return self.scheduler.forecast(Job(num_prompt_tokens, max_tokens), priority, tenant)
 
     def step(self) -> list[Event]:
@@ -154,18 +171,22 @@ class Engine:
             lap("run")
             events = self.scheduler.commit(plan, results, self._clock())
             lap("commit")
-            self.scheduler.offer(self._propose())
+            if self._proposer is not None:
+                self.scheduler.offer(self._propose(self._proposer))
             lap("propose")
             lap.count(plan, results)
-            load = Load.of_record(lap.record)
-            lap.record.predicted = self.model.seconds(load) if plan else 0.0
-            lap.record.foreseen = self.model.foreseen(load) if plan else 0.0
-        self._shares.tell(lap.record, plan, results, self.model.costs)
-        self._learn(lap.record)
-        self._settle(events)
+        interval = self._interval(lap.record)
+        if plan:
+            self._untold.append(_Done(lap.record, plan, results, interval))
+        ended = [event.seq_id for event in events if event.finish_reason is not None]
+        if ended or len(self._untold) >= MOST_UNTOLD or not self._is_calm(lap.record):
+            self._keep_books()
+        if ended:
+            self._settle(ended)
         return events
 
     def stats(self) -> EngineStats:
+        self._keep_books()
         scheduler = self.scheduler
         return EngineStats(
             num_waiting=scheduler.num_waiting,
@@ -200,29 +221,43 @@ class Engine:
             self.scheduler.abandon(plan)
             raise
 
-    def _learn(self, record: StepRecord) -> None:
-        """What the step teaches of steps' times; a stream has also waited since the end of the one before."""
+    def _interval(self, record: StepRecord) -> float | None:
+        """What a stream has waited for this step; None if the step failed."""
         ended = record.started + record.seconds
-        if record.num_seqs and self._num_faults == self._faults_seen:
-            self.model.observe(Load.of_record(record), record.seconds, ended - (self._ended or record.started))
-        self._faults_seen = self._num_faults
+        failed, self._faults_seen = self._num_faults != self._faults_seen, self._num_faults
+        interval = None if failed else ended - (self._ended or record.started)
         self._ended = ended if self.scheduler.has_work else None
+        return interval
 
-    def _propose(self) -> dict[int, list[int]]:
+    def _is_calm(self, record: StepRecord) -> bool:
+        """Whether the next step decides nothing by what this one teaches, and preempts nobody: books can wait."""
+        scheduler = self.scheduler
+        return not record.prompt_tokens and scheduler.cache.num_available >= scheduler.num_running
+
+    def _keep_books(self) -> None:
+        """Tells sequences whose time the last steps were, and learns from them."""
+        for record, plan, results, interval in self._untold:
+            load = Load.of_record(record)
+            record.predicted, record.foreseen = self.model.seconds(load), self.model.foreseen(load)
+            self._shares.tell(record, plan, results, self.model.costs)
+            if interval is not None:
+                self.model.observe(load, record.seconds, interval)
+        self._untold.clear()
+        self.ledger.sum_up()
+
+    def _propose(self, proposer: Proposer) -> dict[int, list[int]]:
         """Drafts for the next step; without them nothing is lost but time, so a faulty proposer costs no request."""
         ready = self.scheduler.ready
         try:
-            return self._proposer.propose(ready) if ready else {}
+            return proposer.propose(ready) if ready else {}
         except Exception:
             log.exception("the proposer failed; this step goes on without drafts")
             return {}
 
-    def _settle(self, events: list[Event]) -> None:
+    def _settle(self, ended: list[int]) -> None:
         """What has ended is forgotten everywhere; when nothing is left, every page must be free or cached."""
-        ended = [event.seq_id for event in events if event.finish_reason is not None]
-        if ended:
-            self._runner.forget(ended)
-        if ended and not self.scheduler.has_work:
+        self._runner.forget(ended)
+        if not self.scheduler.has_work:
             kv = self.scheduler.cache.report()
             if kv.in_use:
                 log.error("%d of %d pages have no owner while idle; the cache is reset", kv.in_use, kv.total)

@@ -42,6 +42,8 @@ MUTANTS = [
     Mutant("no release after a step in flight", PLAN, "for seq in self._landing:", "for seq in ():"),
     Mutant("release in the middle of a step", PLAN, "any(piece.seq is seq for piece in self._flying.slices)", "False"),
     Mutant("free twice", CACHE, "left = self._pool.drop(page)", "self._pool.drop(page); left = self._pool.drop(page)"),
+    Mutant("an exchange that nobody is told of", CACHE, "                seq.num_remaps += 1\n", ""),
+    Mutant("pages taken away in silence", CACHE, "        seq.num_remaps += 1\n        seq.pages", "        seq.pages"),
     Mutant("a copy given up is never freed", CACHE, "self._pool.drop(own)", "pass"),
     Mutant("a copy joined is never held", CACHE, "                self._use(parent)\n", "                pass\n"),
     Mutant("an evicted page is never freed", CACHE, "self._pool.drop(self._tree.evict(", "int(self._tree.evict("),

@@ -1,5 +1,6 @@
 """Plans become arrays: rows in order, slots through the page table, logit rows at the end of each slice."""
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from legato.core.request import Request
 from legato.core.sequence import Sequence
 from legato.errors import CapacityError
 from legato.runtime.kv_store import free_memory, plan_pages
-from legato.runtime.pack import pack
+from legato.runtime.pack import Packer, pack
 
 
 def sequence(prompt, pages, drafts=()):
@@ -35,6 +36,48 @@ def test_a_mixed_step():
 def test_drafts_beyond_the_pages_are_a_programming_error():
     with pytest.raises(AssertionError):
         pack(Plan((Slice(sequence([1, 2, 3], [0]), 0, 3, 1),)), page_size=2)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_happens_between_two_plans_they_are_packed_as_if_from_nothing(seed):
+    """Streams go on, come, go, change places, guess, are cut short, and have their pages exchanged under them."""
+    rng, page_size = random.Random(seed), 4 << seed % 3
+    packer, live, reused = Packer(page_size), [], 0
+    last = None
+    for _ in range(150):
+        event = rng.random()
+        if not live or event < 0.05:
+            live.append(sequence(rng.choices(range(99), k=rng.randint(1, 12)), []))
+        elif event < 0.08:
+            live.remove(rng.choice(live))
+        elif event < 0.1:
+            rng.shuffle(live)
+        elif event < 0.16 and live[0].pages:
+            live[0].pages[rng.randrange(len(live[0].pages))] = rng.randrange(1000)
+            live[0].num_remaps += 1
+        elif event < 0.2:
+            live[0].draft_ids = [1, 2]
+        slices = []
+        for seq in live:
+            start, length = seq.num_computed_tokens, seq.num_tokens - seq.num_computed_tokens
+            length = rng.randint(1, length)
+            while len(seq.pages) * page_size < start + length:
+                seq.pages.append(rng.randrange(1000))
+            slices.append(Slice(seq, start, length, rng.randint(0, length) if rng.random() < 0.1 else 1))
+        got, want = packer.pack(Plan(tuple(slices))), pack(Plan(tuple(slices)), page_size)
+        width = want.page_table_SP.shape[1]
+        for name in want.__slots__:
+            mine = getattr(got, name)[:, :width] if name == "page_table_SP" else getattr(got, name)
+            assert mine.dtype == np.int32 and mine.tolist() == getattr(want, name).tolist(), name
+        reused, last = reused + (got is last), got
+        if rng.random() < 0.05:
+            continue  # the step failed: all stand where they stood
+        for s in slices:
+            s.seq.num_computed_tokens = min(s.end, len(s.seq.token_ids))
+            s.seq.draft_ids = []
+            if s.seq.num_computed_tokens == len(s.seq.token_ids):
+                s.seq.token_ids.append(rng.randrange(99))
+    assert reused > 10
 
 
 def test_the_pool_takes_what_is_allowed_and_never_more_than_half_of_what_is_free():

@@ -37,6 +37,7 @@ class Sequence:
     index       which of the request's n answers
     max_length  the most tokens it may come to hold, prompt included: max_tokens cut at the context's end
     pages       where keys and values lie; any of them may be exchanged for an equal one between two steps
+    num_remaps  times that pages were exchanged or taken away; otherwise they only become more
     miss        why no longer prefix was found in the cache when it was first admitted
     num_prompt_logprobs  positions of the prompt whose logprobs have been delivered
     marks       clock readings in seconds by name (arrived, scheduled, first_token, finished)
@@ -53,6 +54,7 @@ class Sequence:
     num_cached_tokens: int = 0
     miss: Miss | None = None
     pages: list[int] = field(default_factory=list)
+    num_remaps: int = 0
     num_preemptions: int = 0
     num_prompt_logprobs: int = 0
     finish_reason: FinishReason | None = None

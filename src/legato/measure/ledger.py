@@ -7,7 +7,8 @@ Knows: plans, results, and laps of a clock that is handed in. Does not know: how
         results = ...;   lap("run")
         lap.count(plan, results)
 
-The last `keep` steps are kept one by one, all steps as one sum. A step left by an exception is not recorded.
+The last `keep` steps are kept one by one, all steps as one sum, which grows when whoever keeps the ledger has leisure
+for it. A step left by an exception is not recorded.
 """
 
 from __future__ import annotations
@@ -144,7 +145,8 @@ class Ledger:
         device_laps: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
         self.recent: deque[StepRecord] = deque(maxlen=keep)
-        self.total = StepRecord()
+        self._sum = StepRecord()
+        self._unsummed: list[StepRecord] = []
         self._lap = Lap(self, clock)
         self._device_laps, self._told = device_laps, (0, 0, 0)
 
@@ -152,13 +154,27 @@ class Ledger:
         """The next step, to be entered with `with`."""
         return self._lap
 
+    @property
+    def total(self) -> StepRecord:
+        """The sum of all steps."""
+        total = StepRecord()
+        for record in (self._sum, *self._unsummed):
+            total.add(record)
+        return total
+
+    def sum_up(self) -> None:
+        """Adds what was recorded lately to the sum; records must not change any more."""
+        for record in self._unsummed:
+            self._sum.add(record)
+        self._unsummed.clear()
+
     def close(self, record: StepRecord) -> None:
         """Takes a finished step in. Steps that carried nothing are left out."""
         if record.num_seqs:
             if self._device_laps is not None:
                 self._ask_device(record, self._device_laps())
             self.recent.append(record)
-            self.total.add(record)
+            self._unsummed.append(record)
 
     def _ask_device(self, record: StepRecord, laps: Mapping[str, int]) -> None:
         """What of the step was the device's. Threads' waits for each other belong to all kinds alike."""

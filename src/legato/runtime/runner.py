@@ -11,10 +11,9 @@ import numpy as np
 
 from legato.core.plan import Plan, Slice, SliceResult, TokenLogprobs
 from legato.core.request import SamplingParams
-from legato.core.sequence import Sequence as EngineSequence
 from legato.errors import RequestError
 from legato.kernels.ops import Batch, Executor, FloatArray
-from legato.runtime.pack import pack
+from legato.runtime.pack import Packer
 from legato.runtime.sampler import NotFiniteError, Sampler, logprobs_of, needs_logits
 from legato.runtime.verify import verify
 from legato.text.grammar import GrammarFault, Grammars, Matcher
@@ -38,6 +37,7 @@ class Runner:
     ) -> None:
         self.executor = executor
         self.page_size = page_size
+        self._packer = Packer(page_size)
         self.sampler = Sampler(vocab_size, eos_ids, grammars, executor.choose)
 
     def admit(self, params: SamplingParams) -> None:
@@ -58,13 +58,18 @@ class Runner:
 
     def run(self, plan: Plan) -> list[SliceResult]:
         """One step; a result for each slice, in order. A fault in one row is that slice's `error` alone."""
-        logits = self.executor.run(pack(plan, self.page_size))
+        logits = self.executor.run(self._packer.pack(plan))
         best = self.executor.argmax()
         results, row = [], 0
         for s in plan.slices:
-            rows = slice(row, row + s.num_logits)
-            results.append(self._finish(s, logits[rows], best[rows]) if s.num_logits else SliceResult())
-            row += s.num_logits
+            end = row + s.num_logits
+            if end == row:
+                results.append(SliceResult())
+            elif end == row + 1 and self._is_plain(s, best[row]):
+                results.append(SliceResult([best[row]]))
+            else:
+                results.append(self._finish(s, logits[row:end], best[row:end]))
+            row = end
         return results
 
     def forget(self, seq_ids: Iterable[int]) -> None:
@@ -99,8 +104,6 @@ class Runner:
     def _finish(self, s: Slice, logits: FloatArray, best: list[int]) -> SliceResult:
         """Rows are the slice's last `num_logits` positions; the last 1 + drafts of a caught-up slice choose tokens."""
         seq, result = s.seq, SliceResult()
-        if s.num_logits == 1 and s.end == len(seq.token_ids) and self._is_plain(seq, best[0]) and not seq.draft_ids:
-            return SliceResult([best[0]])
         num_choosing = 1 + len(seq.draft_ids) if s.end == seq.num_tokens else 0
         first = s.num_logits - num_choosing
         try:
@@ -114,11 +117,14 @@ class Runner:
             return SliceResult(error=f"{error} at position {s.end - 1}")
         return result
 
-    def _is_plain(self, seq: EngineSequence, best: int) -> bool:
+    def _is_plain(self, s: Slice, best: int) -> bool:
         """Whether the next token is the likeliest of its row and nothing else is asked: most streams, most steps."""
+        seq = s.seq
         params = seq.request.params
-        plain = params.grammar is None and params.prompt_logprobs is None
-        return plain and 0 <= best < self.sampler.vocab_size and not needs_logits(params, seq.num_output_tokens)
+        if seq.draft_ids or s.end != len(seq.token_ids) or params.grammar is not None:
+            return False
+        plain = params.prompt_logprobs is None and not needs_logits(params, seq.num_output_tokens)
+        return plain and 0 <= best < self.sampler.vocab_size
 
     def _choose(self, s: Slice, logits: FloatArray, best: list[int]) -> tuple[list[int], list[TokenLogprobs] | None]:
         seq, params = s.seq, s.seq.request.params

@@ -131,6 +131,7 @@ class CacheManager:
             else:
                 self._use(parent)
                 seq.pages[i] = parent.page
+                seq.num_remaps += 1
                 self._pool.drop(own)
 
     def release(self, seq: Sequence, keep: bool = True) -> None:
@@ -145,6 +146,7 @@ class CacheManager:
                 if not keep and not node.children:
                     self._tree.remove(node)
                     self._pool.drop(page)
+        seq.num_remaps += 1
         seq.pages.clear()
         seq.num_computed_tokens = 0
 

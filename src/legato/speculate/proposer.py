@@ -1,4 +1,4 @@
-"""The interface of a guesser of tokens, and the one that never guesses.
+"""The interface of a guesser of tokens.
 
 Knows: sequences' tokens. Does not know: the scheduler's insides, how guesses are verified.
 """
@@ -16,10 +16,3 @@ class Proposer(Protocol):
 
     def propose(self, seqs: SequenceOf[Sequence]) -> dict[int, list[int]]:
         """Draft ids by seq_id, for those of `seqs` it has a guess for. Must not change the sequences."""
-
-
-class NoProposer:
-    """Plain decoding."""
-
-    def propose(self, seqs: SequenceOf[Sequence]) -> dict[int, list[int]]:
-        return {}

@@ -131,20 +131,24 @@ class NativeExecutor:
         self._best: IntArray = self._native.view("lg_argmax", c.c_int32, max_tokens)
         self._laps: NDArray[np.int64] = self._native.view("lg_laps", c.c_int64, len(self._lap_names))
         self._pages: ByteArray = self._native.pages()
-        self._num_logits = 0
+        self._filled: Batch | None = None
+        self._seen_logits, self._seen_best = self._logits[:0, : self.vocab_size], self._best[:0]
         self._choice, self._token = lib.ChoiceStruct(), c.c_int32()
         self._choice_ref, self._token_ref = c.byref(self._choice), c.byref(self._token)
 
     def run(self, batch: Batch) -> FloatArray:
         native = self._open()
-        self._fill(batch)
+        if batch is not self._filled:  # one that comes again has other numbers in the same places
+            self._fill(batch)
+            self._filled = batch
+            num_logits = len(batch.logit_rows_R)
+            self._seen_logits, self._seen_best = self._logits[:num_logits, : self.vocab_size], self._best[:num_logits]
         self._step(native.pointer, self._batch_ref)
-        self._num_logits = len(batch.logit_rows_R)
-        return self._logits[: self._num_logits, : self.vocab_size]
+        return self._seen_logits
 
     def argmax(self) -> list[int]:
         self._open()
-        best: list[int] = self._best[: self._num_logits].tolist()
+        best: list[int] = self._seen_best.tolist()
         return best
 
     def choose(
@@ -191,8 +195,10 @@ class NativeExecutor:
     def close(self) -> None:
         """Logits that somebody still holds stay readable; memory goes with the last of them."""
         empty = np.zeros((0, self.vocab_size), np.float32)
-        self._native, self._logits, self._num_logits = None, empty, 0
-        self._best, self._laps = np.zeros(0, np.int32), np.zeros(0, np.int64)
+        self._native, self._filled = None, None
+        self._logits = self._seen_logits = empty
+        self._best = self._seen_best = np.zeros(0, np.int32)
+        self._laps = np.zeros(0, np.int64)
         self._pages = np.zeros(0, np.uint8)
 
     def _open(self) -> _NativeProgram:
