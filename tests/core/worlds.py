@@ -97,7 +97,7 @@ class World:
         self.save_rate = rng.choice([0.0] * 6 + [0.1, 0.3]) if self.use_cache else 0.0
         self.saved: dict[str, tuple[list[int], str]] = {}
         self.names = map("s{}".format, itertools.count())
-        self.mapped: dict[int, tuple[int, list[int]]] = {}  # of the last step's sequences: remaps and pages
+        self.mapped: dict[int, tuple[int, list[int]]] = {}  # of each sequence's last step: remaps and pages
 
     # -- what chance decides --------------------------------------------------------------------------------------
 
@@ -126,12 +126,12 @@ class World:
             raise RuntimeError("the device fails on purpose")
 
     def check_pages(self, plan: Plan) -> None:
-        """Pages that are not said to be remapped are those of the last step, and perhaps more."""
+        """Pages that are not said to be remapped are those of its last step, and perhaps more."""
         mapped = {piece.seq.seq_id: (piece.seq.num_remaps, list(piece.seq.pages)) for piece in plan.slices}
         for seq_id, (num_remaps, pages) in self.mapped.items():
             if seq_id in mapped and mapped[seq_id][0] == num_remaps:
                 assert mapped[seq_id][1][: len(pages)] == pages
-        self.mapped = mapped
+        self.mapped |= mapped
 
     def abort_one(self) -> None:
         if not self.requests:
