@@ -241,6 +241,14 @@ def test_a_config_that_is_no_object(run: Run, tmp_path: Path, text: str) -> None
     refused(run("plan", tmp_path), 3, "config.json")
 
 
+def test_a_config_that_is_no_json_is_named_once(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"hidden_size": 64')
+    ran = run("plan", path)
+    refused(ran, 3, "config.json: content: is not valid JSON")
+    assert ran.err.count("config.json") == 1
+
+
 def test_names_that_mean_nothing(run: Run, tmp_path: Path) -> None:
     refused(run("plan", "llama-3.1-7b"), 2, "no model 'llama-3.1-7b'", "did you mean", "llama-3.1-70b", "qwen3-0.6b")
     refused(run("plan", "/no/such/model.gguf"), 2, "no file /no/such/model.gguf")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from pathlib import Path
 
 from legato.errors import ModelFileError
 from legato.weights.filemap import shown
@@ -26,7 +25,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, object]:
         raise ModelFileError(path, "file", f"cannot be read: {error.strerror or error}") from None
     if len(raw) > MAX_JSON:
         raise ModelFileError(path, "file", f"is larger than {MAX_JSON >> 20} MB, too much for JSON")
-    return parse_object(path, Path(path).name, raw)
+    return parse_object(path, "content", raw)
 
 
 def parse_object(path: str | os.PathLike[str], field: str, raw: bytes) -> dict[str, object]:
