@@ -14,18 +14,22 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from alphabet import write_alphabet
 from live import Live, Reply, echo_assembly, running, serving
 
 import legato
+from legato.completion import Completion, Output, Timings
 from legato.config import ServeConfig
+from legato.core.sequence import FinishReason
 from legato.errors import ModelFileError, UsageError
 from legato.server import engine_loop, lifecycle
+from legato.server.ask import Result
 from legato.server.engine_thread import EngineThread
-from legato.server.log import Formatter
+from legato.server.log import Formatter, RequestLine
 from legato.server.model import Model
 from legato.server.progress import Hear, Heard
 from legato.weights.catalog import Silent
@@ -325,6 +329,21 @@ def test_figures(echo: Live) -> None:
     assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert b"\nlegato_up 1\n" in metrics.body and b"legato_requests_running 0\n" in metrics.body
     assert echo.ask("GET", "/version").json == {"version": legato.__version__}
+
+
+def test_a_line_of_an_answer_that_was_ended_tells_no_times_of_it() -> None:
+    """They come with an answer's end; without it they would be told as nothing at all."""
+    for reason in (None, FinishReason.STOP):
+        line, output = RequestLine(), Output(0, "abc", [1, 2, 3], reason)
+        completion = SimpleNamespace(
+            outputs=[output],
+            prompt_tokens=4,
+            num_output_tokens=3,
+            timings=Timings(queue_ms=1.0, ttft_ms=2.0, decode_tok_s=3.0, cached_tokens=1),
+        )
+        line.note(Result([cast(Completion, completion)]))
+        assert line.completion_tokens == 3 and line.prompt_tokens == 4
+        assert (line.queue_ms, line.ttft_ms, line.tok_s) == ((None,) * 3 if reason is None else (1.0, 2.0, 3.0))
 
 
 def test_a_line_has_no_control_characters() -> None:

@@ -41,12 +41,13 @@ class RequestLine:
     fields: dict[str, object] = field(default_factory=dict)
 
     def note(self, result: Result) -> None:
-        """Takes the figures of finished answers."""
+        """Takes the figures of answers; times only of those that are whole, as they are told with an answer's end."""
         timings = result.timings
         self.prompt_tokens, self.completion_tokens = result.prompt_tokens, result.completion_tokens
         self.cached_tokens = result.cached_tokens
-        self.queue_ms, self.ttft_ms = round(timings.queue_ms, 1), round(timings.ttft_ms, 1)
-        self.tok_s = round(timings.decode_tok_s, 1)
+        if all(output.finish_reason is not None for _, output in result.choices):
+            self.queue_ms, self.ttft_ms = round(timings.queue_ms, 1), round(timings.ttft_ms, 1)
+            self.tok_s = round(timings.decode_tok_s, 1)
         reasons = dict.fromkeys(str(o.finish_reason) for _, o in result.choices if o.finish_reason is not None)
         self.finish_reason = ",".join(reasons) or None
 
