@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 from live import NAME, Live
 
+from legato.server.ask import Chat
+from legato.server.protocols.openai.fields import ChatBody
+from legato.server.protocols.openai.parse import chat_ask
+
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -176,6 +180,30 @@ def test_extras(letters: Live, field: str, value: object, text: str) -> None:
     reply = letters.post(CHAT, body)
     assert ("x-ignored-params" in reply.headers) == (field == "user")
     assert ("prompt_token_ids" in reply.json) == (field == "return_token_ids")
+
+
+def test_an_effort_of_thinking_is_told_to_templates_that_ask_for_it(letters: Live) -> None:
+    def variables(effort: str | None, **more: Any) -> dict[str, Any]:
+        prompt = chat_ask(ChatBody(messages=HELLO, reasoning_effort=effort, **more)).prompts[0]
+        assert isinstance(prompt, Chat)
+        return dict(prompt.variables)
+
+    assert variables(None) == {} and variables("none") == {"enable_thinking": False}
+    assert variables("high") == {"enable_thinking": True, "reasoning_effort": "high"}
+    mixed = variables("low", chat_template_kwargs={"enable_thinking": False})
+    assert mixed == {"enable_thinking": False, "reasoning_effort": "low"}
+    reply = letters.post(CHAT, {"messages": HELLO, "max_tokens": 1, "reasoning_effort": "low"})
+    assert reply.status == 200 and reply.headers["x-ignored-params"] == "reasoning_effort"  # no template that asks
+    wrong = letters.post(CHAT, {"messages": HELLO, "reasoning_effort": "ultra"})
+    assert wrong.status == 400 and wrong.error["param"] == "reasoning_effort" and "high" in wrong.error["message"]
+
+
+def test_an_old_name_of_a_constraint_works_and_is_told(letters: Live) -> None:
+    for field, value, new in (("guided_regex", "ab", "regex"), ("guided_choice", ["ab", "cd"], "choice")):
+        for stream in (False, True):
+            reply = letters.post(CHAT, {"messages": HELLO, field: value, "stream": stream})
+            assert reply.status == 200 and f"structured_outputs.{new}" in reply.headers["warning"], field
+    assert "warning" not in letters.post(CHAT, {"messages": HELLO, "max_tokens": 1}).headers
 
 
 def test_continuous_usage_counts_up(letters: Live) -> None:

@@ -100,7 +100,7 @@ def generation(service: Service, parse: Parse) -> Handler:
         exchange.on_disconnect(stream.abort)
         stream.on_stall = exchange.give_up
         encoder = asked.encoder(stream)
-        headers = ignored_header(asked.ask.ignored)
+        headers = ignored_header(asked.ask.ignored) + old_name_header(asked.ask.grammar_field)
         try:
             if asked.ask.stream:
                 await _stream(exchange, stream, encoder, headers)
@@ -176,3 +176,11 @@ def _fault_of(result: Result) -> Problem | None:
 def ignored_header(ignored: tuple[str, ...]) -> list[Header]:
     """Names the fields that did nothing."""
     return [(b"x-ignored-params", ",".join(ignored).encode("ascii", "replace"))] if ignored else []
+
+
+def old_name_header(field: str) -> list[Header]:
+    """Says of a constraint that was asked for by a name that other servers do not hear any more."""
+    if not field.startswith("guided_"):
+        return []
+    text = f'299 - "{field} is an old name: use structured_outputs.{field.removeprefix("guided_")}"'
+    return [(b"warning", text.encode("ascii", "replace"))]

@@ -16,6 +16,7 @@ from legato.errors import RequestError
 from legato.server.ask import Ask
 from legato.server.jsonbody import parse
 from legato.server.protocols.openai.fields import ChatBody
+from legato.server.protocols.openai.parse import effort_variables
 from legato.server.protocols.turns import add_call, ask_of, function_tool, join_turn, need, refused
 from legato.server.service import Service
 
@@ -46,7 +47,6 @@ NAMES = {
 CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
 RESULTS = ("function_call_output", "custom_tool_call_output")
 TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 LOGPROBS = "message.output_text.logprobs"
 
 
@@ -223,10 +223,4 @@ def _reasoning(given: Mapping[str, Any] | None, notes: list[str]) -> dict[str, A
         if name != "effort":
             notes.append(f"reasoning.{'summary' if name in ('summary', 'generate_summary') else 'other'}")
     effort = (given or {}).get("effort")
-    if effort is None:
-        return None
-    if effort not in EFFORTS:
-        raise RequestError("reasoning.effort", effort, f"one of {', '.join(EFFORTS)}")
-    if effort in ("none", "minimal"):
-        return {"enable_thinking": False}
-    return {"enable_thinking": True, "reasoning_effort": effort}
+    return effort_variables(effort, "reasoning.effort") or None

@@ -24,13 +24,14 @@ from legato.server.service import Service
 
 COMPLETION_MAX_TOKENS = 16  # the API's default for texts; conversations go on to the context's end
 INCLUDED = ("receipt", "miss", "explain")
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 TEMPLATE_VARIABLES = ("enable_thinking", "thinking", "reasoning_effort", "date_string", "custom_instructions")
 
 
 def parse_chat(body: bytes, service: Service) -> Asked:
     """`POST /v1/chat/completions`."""
     asked, passed = parse(body, ChatBody, service.limits.depth, IGNORED, REFUSED)
-    ask = chat_ask(asked, passed)
+    ask = chat_ask(asked, (*passed, *_unheard(asked, service)))
     view = ChatView(
         include_usage=_option(asked, "include_usage"),
         continuous_usage=_option(asked, "continuous_usage_stats"),
@@ -61,7 +62,7 @@ def chat_ask(asked: ChatBody, passed: tuple[str, ...] = ()) -> Ask:
     prompt = Chat(
         asked.messages,
         add_generation_prompt=asked.add_generation_prompt is not False,
-        variables=_variables(asked.chat_template_kwargs),
+        variables=effort_variables(asked.reasoning_effort, "reasoning_effort") | _variables(asked.chat_template_kwargs),
     )
     return replace(_ask(asked, (prompt,), params, passed), tools=tools_of(asked))
 
@@ -154,6 +155,25 @@ def _biases(given: Mapping[str, float]) -> dict[int, float]:
             raise RequestError("logit_bias", name, 'token ids as keys, such as {"42": -5}')
         biases[int(name)] = bias
     return biases
+
+
+def effort_variables(effort: str | None, field: str) -> dict[str, Any]:
+    """Variables that templates of models that think look at. `field` names the effort in messages."""
+    if effort is None:
+        return {}
+    if effort not in EFFORTS:
+        raise RequestError(field, effort, f"one of {', '.join(EFFORTS)}")
+    if effort in ("none", "minimal"):
+        return {"enable_thinking": False}
+    return {"enable_thinking": True, "reasoning_effort": effort}
+
+
+def _unheard(asked: ChatBody, service: Service) -> tuple[str, ...]:
+    """An effort that the model's template does not ask for does nothing."""
+    template = service.model.template
+    source = template.source if template is not None else ""
+    heard = any(name in source for name in ("enable_thinking", "reasoning_effort"))
+    return () if heard or asked.reasoning_effort is None else ("reasoning_effort",)
 
 
 def _variables(given: Mapping[str, Any] | None) -> dict[str, Any]:
