@@ -1,6 +1,6 @@
 # The verbs. Continuous integration runs the same ones. Each uses the tools on PATH: activate the environment first
 # (`make setup && . .venv/bin/activate`).
-.PHONY: setup native lint test test-fast test-clients native-test bench docs clean
+.PHONY: setup native lint test test-fast test-clients native-test bench native-bench docs clean
 
 setup:           ## an environment with everything for development, package installed in place
 	python3 -m venv .venv
@@ -37,6 +37,13 @@ native-test:     ## the kernels' own tests, as shipped and with address and unde
 bench:           ## the machine's walls, then the built-in model against them
 	legato calibrate
 	legato bench decode
+
+ISA ?= avx512
+native-bench:    ## the kernels alone, beside plain reads and products from registers; ISA=avx2 for another level
+	cmake -S . -B build/bench -G Ninja -DCMAKE_BUILD_TYPE=Release -DLEGATO_BENCH=ON
+	cmake --build build/bench
+	build/bench/bench_linear walls stream matrix --isa $(ISA)
+	build/bench/bench_attention $(filter portable avx2 avx512,$(ISA))
 
 docs:            ## check that documents name files that exist
 	python tools/check_docs.py
