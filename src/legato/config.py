@@ -9,7 +9,7 @@ A value is taken from the argument, else from LEGATO_<NAME>, else from the defau
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,6 +25,7 @@ WEIGHTS = ("auto", "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1")
 KV_FORMATS = ("auto", "f32", "bf16", "int8", "int4")
 COLORS = ("auto", "always", "never")
 TILE = 256  # a page must divide the attention tile
+BLAS_WAIT = 20  # its threads look for work for 2^20 cycles, some 0.4 ms, where they would for 2^26
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -321,3 +322,12 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
 
 assert set(SETTINGS) | {"sources"} == {f.name for f in fields(Config)}
 assert set(SERVE_SETTINGS) | {"sources"} == {f.name for f in fields(ServeConfig)}
+
+
+def let_blas_sleep(environ: MutableMapping[str, str] | None = None) -> None:
+    """Asks numpy's OpenBLAS, before it is loaded, to let its idle threads sleep; whoever has set this decides himself.
+
+    It starts a thread a core when it is loaded, and each spins for some 50 ms: on a machine of few cores these are
+    taken from loading the model.
+    """
+    (os.environ if environ is None else environ).setdefault("OPENBLAS_THREAD_TIMEOUT", str(BLAS_WAIT))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from legato.cli.undisturbed import released, undisturbed
+from legato.config import let_blas_sleep
 
 HEAVY = ("numpy", "tokenizers", "jinja2", "msgspec", "rich", "legato.llm", "legato.engine")
 
@@ -124,3 +125,16 @@ def test_a_command_leaves_the_collector_as_it_was(run: Callable[..., object], al
     run("generate", "-m", alphabet, "--max-tokens", "1", "--raw", "hi")
     run("generate", "-m", "nowhere", "hi")
     assert gc.isenabled() and gc.get_freeze_count() == 0
+
+
+def test_threads_of_blas_sleep_unless_told_otherwise(environ: dict[str, str]) -> None:
+    chosen = {"OPENBLAS_THREAD_TIMEOUT": "26"}
+    let_blas_sleep(chosen)
+    assert chosen == {"OPENBLAS_THREAD_TIMEOUT": "26"}
+    script = """
+import os, sys
+from legato.cli import main
+main(["generate", "-h"])
+print(os.environ["OPENBLAS_THREAD_TIMEOUT"], "numpy" in sys.modules, file=sys.stderr)"""
+    done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True)
+    assert done.stderr.split() == ["20", "False"]

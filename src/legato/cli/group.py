@@ -48,6 +48,9 @@ class LazyGroup(click.Group):
         if cmd_name not in self.table:
             return None
         with undisturbed():
+            from legato.config import let_blas_sleep
+
+            let_blas_sleep()
             command = import_module(self.table[cmd_name][0]).command
         assert isinstance(command, click.Command)
         return command
