@@ -38,6 +38,20 @@ def test_a_prompt_longer_than_the_context(run: Run, alphabet: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "calibrate --seconds {}",
+        "bench serve --itl-slo-ms {}",
+        "bench serve --timeout {}",
+        "bench compare --patience {}",
+    ],
+)
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+def test_no_number_where_a_number_belongs(run: Run, line: str, value: str) -> None:
+    refused(run(*line.format(value).split()), 2, "in the range")
+
+
+@pytest.mark.parametrize(
     ("option", "value"),
     [("--itl-slo-ms", "0"), ("--itl-slo-ms", "nan"), ("--max-seqs", "0"), ("--queue", "-1"), ("--kv-memory", "1K")],
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from legato.cli.options import config_of, json_option, machine_options, save_option
+from legato.cli.options import FiniteRange, config_of, json_option, machine_options, save_option
 from legato.cli.terminal import Terminal
 from legato.config import Config
 from legato.measure.machine import Machine
@@ -22,7 +22,7 @@ SHOWN = ("name", "isa", "threads", "date", "read_gb_s", "int8_tops", "bf16_tflop
 @click.command("calibrate")
 @machine_options
 @click.option("--again", is_flag=True, help="measure also where it was done before and nothing has changed")
-@click.option("--seconds", type=click.FloatRange(0.01, 60), default=12.0, show_default=True, help="of measuring in all")
+@click.option("--seconds", type=FiniteRange(0.01, 60), default=12.0, show_default=True, help="of measuring in all")
 @save_option
 @json_option
 def command(again: bool, seconds: float, save: Path | None, as_json: bool, **options: Any) -> None:

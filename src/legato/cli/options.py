@@ -5,6 +5,7 @@ Knows: option names and their help. Does not know: what is done with them; range
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,16 @@ from legato.core.request import SamplingParams
 from legato.errors import RequestError, UsageError
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class FiniteRange(click.FloatRange):
+    """A range in which neither NaN nor infinity is, whatever its bounds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number in the range {self._describe_range()}.", param, ctx)
+        return number
 
 
 def _all(*options: Decorator) -> Decorator:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from legato.cli.bench.common import rounded, whole_numbers
-from legato.cli.options import bench_options, config_of, json_option, report_option, save_option
+from legato.cli.options import FiniteRange, bench_options, config_of, json_option, report_option, save_option
 from legato.cli.terminal import Terminal
 from legato.errors import LegatoError, UsageError
 
@@ -40,7 +40,7 @@ _SHOWN = (("depth", "prefill_tok_s"), ("depth", "decode_tok_s"), ("batch", "out_
 @click.option("--answer", type=click.IntRange(1), default=64, show_default=True, metavar="N", help="of the batch")
 @click.option("--rounds", type=click.IntRange(1, 100), default=2, show_default=True, metavar="N", help="turns each")
 @click.option(
-    "--patience", type=click.FloatRange(0), default=30.0, show_default=True, metavar="S",
+    "--patience", type=FiniteRange(0), default=30.0, show_default=True, metavar="S",
     help="seconds to wait for a quiet machine before each turn",
 )  # fmt: skip
 @bench_options

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from legato.cli.bench.common import billed, positive_numbers, rounded, whole_numbers
-from legato.cli.options import bench_options, bill_options, config_of, json_option, report_option, save_option
+from legato.cli.options import (
+    FiniteRange,
+    bench_options,
+    bill_options,
+    config_of,
+    json_option,
+    report_option,
+    save_option,
+)
 from legato.cli.terminal import Terminal
 from legato.config import ServeConfig
 from legato.errors import LegatoError, UsageError
@@ -72,13 +80,13 @@ class Screen:
 @click.option("--shared-prefix", type=click.IntRange(0), default=0, metavar="S", help="equal tokens before each prompt")
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="JSON lines of prompts instead")
 @click.option("--chat", is_flag=True, help="ask /v1/chat/completions instead of /v1/completions")
-@click.option("--ttft-slo-ms", type=click.FloatRange(0), metavar="MS", help="a good answer's first token")
-@click.option("--tpot-slo-ms", type=click.FloatRange(0), metavar="MS", help="a good answer's time a token")
-@click.option("--itl-slo-ms", "gap_ms", type=click.FloatRange(0), metavar="MS", help="a good answer's longest gap")
+@click.option("--ttft-slo-ms", type=FiniteRange(0), metavar="MS", help="a good answer's first token")
+@click.option("--tpot-slo-ms", type=FiniteRange(0), metavar="MS", help="a good answer's time a token")
+@click.option("--itl-slo-ms", "gap_ms", type=FiniteRange(0), metavar="MS", help="a good answer's longest gap")
 @click.option("--seed", type=int, default=1, show_default=True, metavar="S", help="of prompts and arrivals")
 @click.option("--api-key", metavar="KEY", help="what the server at --url wants to see")
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(0.1), default=180.0, show_default=True, metavar="SECONDS",
+    "--timeout", "timeout_s", type=FiniteRange(0.1), default=180.0, show_default=True, metavar="SECONDS",
     help="a server that says nothing at all for so long is given up",
 )  # fmt: skip
 @bench_options
