@@ -206,6 +206,13 @@ def test_a_shorter_prompt_saves_what_was_promised(prompt: int, tokens: int) -> N
         assert found.saves_ms == pytest.approx(really, rel=0.15)
 
 
+@pytest.mark.parametrize(("prompt", "cached", "cut"), [(36, 0, 18), (149, 0, 74), (150, 0, 100), (150, 112, 19)])
+def test_a_short_prompt_is_advised_to_be_half_as_long(prompt: int, cached: int, cut: int) -> None:
+    found = advice_of(lived(prompt, cached, 12)).get("shorter_prompt")
+    assert found is None or (found.figures["tokens"] == cut and f"{prompt - cut} instead of {prompt}" in found.do)
+    assert found is not None or cached
+
+
 @pytest.mark.parametrize("prompt", [150, 2000, 6000])
 def test_a_cached_prefix_saves_what_was_promised(prompt: int) -> None:
     case = lived(prompt, 0, 30)

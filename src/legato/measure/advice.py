@@ -96,7 +96,8 @@ def context_ms(case: Case) -> float:
 
 def _shorter(case: Case, line: Line | None) -> Iterator[Advice]:
     prompt, cached = case.usage.num_prompt_tokens, case.usage.num_cached_tokens
-    cut = min(SHORTER, prompt - cached - 1)
+    left = prompt - cached
+    cut = SHORTER if 2 * left >= 3 * SHORTER else left // 2  # of a short prompt half: its template has to stay
     if cut < 1:
         return
     reading = 1e3 * case.account.prefill.own - prefill_ms(case, cached, prompt - cut)
