@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from legato.bench import walls
+from legato.bench import compare, walls
 from legato.kernels.cpu import NativeBackend, load_library
 from legato.measure.calibrated import read_machine, write_machine
 from legato.measure.machine import Machine
@@ -50,6 +50,14 @@ def test_it_is_measured_once_and_believed_then(run: Run, cache: Path) -> None:
     assert ran.code == 0 and kept(cache) == first and first.date in ran.err and first.isa in ran.out
     run(*QUICK, "--again")
     assert kept(cache).date >= first.date and kept(cache) != first
+
+
+def test_a_machine_that_others_use_is_said_to_be_busy(run: Run, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "busy_cores", lambda seconds: 1.5)
+    ran = run(*QUICK)
+    assert ran.code == 0 and "others used 1.5 cores just before" in ran.err and "--again" in ran.err
+    monkeypatch.setattr(compare, "busy_cores", lambda seconds: None)  # a system that does not tell
+    assert "cores just before" not in run(*QUICK, "--again").err
 
 
 def test_a_damaged_file_is_named_and_measured_anew(run: Run, cache: Path) -> None:

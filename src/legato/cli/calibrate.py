@@ -47,6 +47,7 @@ def command(again: bool, seconds: float, save: Path | None, as_json: bool, **opt
 def calibrated(config: Config, terminal: Terminal, *, seconds: float = 12.0, again: bool = False) -> Machine:
     """This machine's rates: those that are kept, if they still hold; else measured now, with progress, and kept."""
     from legato.assemble import open_backend
+    from legato.bench.compare import BUSY_CORES, LOOK_S, busy_cores
     from legato.bench.found import BUSY
     from legato.bench.walls import SMALL_S, calibrate, look_again
     from legato.measure.calibrated import read_machine, write_machine
@@ -66,9 +67,12 @@ def calibrated(config: Config, terminal: Terminal, *, seconds: float = 12.0, aga
             f"in less than {SMALL_S:g} s models are so small that caches hold them, and rates come out too good: "
             "calibrate --again without --seconds before trusting a plan"
         )
+    others = busy_cores(LOOK_S)
     with terminal.bar() as bar:
         machine = calibrate(backend, isa, threads, seconds, bar, config.cache_dir)
-    if machine.spread[1] > BUSY:
+    if others is not None and others > BUSY_CORES:
+        terminal.note(f"others used {others:.1f} cores just before: calibrate --again when this machine is quiet")
+    elif machine.spread[1] > BUSY:
         factor = f"{machine.spread[1]:.1f} times"
         terminal.note(f"this machine is busy, steps took up to {factor} as long: calibrate --again when it is quiet")
     terminal.dim(f"kept in {write_machine(config.cache_dir, machine)}")
