@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard, Unpack
 
 import numpy as np
 
@@ -61,6 +61,14 @@ class Perplexity:
     @property
     def perplexity(self) -> float:
         return math.exp(self.nll) if self.nll < 700 else math.inf
+
+
+class Terms(TypedDict, total=False):
+    """What a request may say beside its prompt and its sampling; see `Request`."""
+
+    salt: str
+    priority: int
+    deadline_ms: float | None
 
 
 class LLM:
@@ -158,12 +166,16 @@ class LLM:
     # -- answers --------------------------------------------------------------------------------------------------
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **terms: Unpack[Terms],
     ) -> list[Completion]:
         """A completion for each prompt, in order; all of them run together.
 
         prompts  a text, a list of token ids, or a list of either; texts are used as they are (see `chat`)
         params   one for all, or one a prompt
+        terms    salt, priority, deadline_ms; `OverloadedError` where a deadline cannot be met
         """
         asked = _listed(prompts)
         chosen = _one_each(params, len(asked))
@@ -171,7 +183,7 @@ class LLM:
         try:
             for prompt, p in zip(asked, chosen, strict=True):
                 visit = Visit()
-                answers.append(self._submit(self._prompt_ids(prompt, visit), p, visit))
+                answers.append(self._submit(self._prompt_ids(prompt, visit), p, visit, **terms))
             while not all(answer.finished for answer in answers):
                 self._pump()
         finally:
@@ -185,11 +197,13 @@ class LLM:
         ids = self._rendered(messages, visit, **template)
         return _finished(Stream(self, self._submit(ids, params or SamplingParams(), visit)))
 
-    def stream(self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None) -> Stream:
-        """An iterator of deltas; closing it (or leaving its `with` block) aborts the request."""
+    def stream(
+        self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None, **terms: Unpack[Terms]
+    ) -> Stream:
+        """An iterator of deltas; closing it (or leaving its `with` block) aborts the request. `terms`: as above."""
         visit = Visit()
         ids = self._rendered(prompt, visit) if _is_conversation(prompt) else self._prompt_ids(prompt, visit)
-        return Stream(self, self._submit(ids, params or SamplingParams(), visit))
+        return Stream(self, self._submit(ids, params or SamplingParams(), visit, **terms))
 
     def render(self, messages: Sequence[Message], **template: Any) -> list[int]:
         """The token ids of a conversation, ready for the model's answer."""
@@ -280,7 +294,7 @@ class LLM:
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
-    def _submit(self, ids: list[int], params: SamplingParams, visit: Visit) -> Answer:
+    def _submit(self, ids: list[int], params: SamplingParams, visit: Visit, **terms: Unpack[Terms]) -> Answer:
         if params.seed is None:
             params = replace(params, seed=int.from_bytes(os.urandom(8), "little") >> 1)
         visit("")
@@ -289,7 +303,7 @@ class LLM:
             visit("grammar")
         with self._lock:
             self._check_open()
-            request = Request(f"r{next(self._numbers)}", tuple(ids), params)
+            request = Request(f"r{next(self._numbers)}", tuple(ids), params, **terms)
             engine = self.parts.engine
             answer = Answer(
                 request,

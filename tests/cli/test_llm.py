@@ -13,7 +13,7 @@ from alphabet import CONTEXT, write_alphabet
 
 from legato import LLM, Completion, SamplingParams
 from legato.core.sequence import FinishReason
-from legato.errors import CapacityError, LegatoError, RequestError, UsageError
+from legato.errors import CapacityError, LegatoError, OverloadedError, RequestError, UsageError
 from legato.kernels.cpu import load_library
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -337,3 +337,17 @@ def test_ctrl_c_waits_for_the_step_to_end(llm: LLM, monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert idle(llm) and llm.generate("x")[0].text == "yz"
+
+
+def test_salts_keep_prefixes_apart_and_deadlines_are_kept(llm: LLM) -> None:
+    text = [list(range(97, 123)) * 3]
+    few = SamplingParams(max_tokens=2)
+    [first], [other], [again] = (llm.generate(text, few, salt=salt) for salt in ("ada", "bob", "ada"))
+    assert (first.timings.cached_tokens, other.timings.cached_tokens) == (0, 0) and again.timings.cached_tokens > 0
+    with pytest.raises(OverloadedError, match="cannot be met"):
+        llm.generate("a", LONG, deadline_ms=0.001)
+    with pytest.raises(RequestError, match="deadline_ms=-1"):
+        llm.stream("a", deadline_ms=-1)
+    with pytest.raises(RequestError, match="priority"):
+        llm.generate("a", priority=2**40)
+    assert idle(llm)
