@@ -138,3 +138,14 @@ main(["generate", "-h"])
 print(os.environ["OPENBLAS_THREAD_TIMEOUT"], "numpy" in sys.modules, file=sys.stderr)"""
     done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True)
     assert done.stderr.split() == ["20", "False"]
+
+
+def test_a_program_of_its_own_is_not_searched_through_at_its_end(environ: dict[str, str], alphabet: Path) -> None:
+    script = f"""
+import gc, sys
+from legato.cli import main
+sys.argv[1:] = ["generate", "-m", {str(alphabet)!r}, "--max-tokens", "1", "--raw", "hi"]
+main()
+print(gc.isenabled(), gc.get_freeze_count() > 50_000, file=sys.stderr)"""
+    done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "True True"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from legato.cli.undisturbed import released, undisturbed
 from legato.errors import LegatoError
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         logging.basicConfig()
     try:
-        with released():
+        with nullcontext() if argv is None else released():  # a program of its own ends with the command
             return _run(args)
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -29,7 +29,7 @@ def undisturbed() -> Iterator[None]:
 
 @contextmanager
 def released() -> Iterator[None]:
-    """Whatever was set aside inside is collected like anything else once this ends: `main` may be called again."""
+    """What was set aside inside is collected like anything else once this ends: for whoever goes on afterwards."""
     try:
         yield
     finally:
