@@ -84,6 +84,12 @@ def test_seeds_that_were_drawn_survive_any_json_reader(echo: Live) -> None:
         assert 0 <= answer["receipt"]["receipt"]["seed"] < 1 << 53
 
 
+def test_the_first_prompt_of_all_is_told_that_it_is_the_first(alphabet: Path) -> None:
+    with running(alphabet_assembly(alphabet)) as fresh:
+        said = ask(fresh, CHAT, {"messages": [{"role": "user", "content": "abc" * 9}], "include": ["miss"]}, False)
+    assert said["cache"]["miss"]["cause"] == "new_text" and said["cache"]["miss"]["index"] == 0
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_miss_is_explained(alphabet: Path, stream: bool) -> None:
     with running(alphabet_assembly(alphabet)) as live:

@@ -33,6 +33,7 @@ SNAPSHOT_S = 0.2  # at most this often while working; always when work ends
 RECENT = 32  # steps in a snapshot
 MIN_HANG_S = 10.0
 HANG_FACTOR = 4.0  # a step that takes this many times what was expected of it is no step any more
+WARM_SALT = "first step"  # with a blank in it, which no client's salt has
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +128,12 @@ class EngineLoop:
     # -- on the engine's thread -----------------------------------------------------------------------------------
 
     def begin(self, engine: Engine) -> None:
-        """A first step, so that what is made at a first step is made before anybody waits for it."""
-        engine.add(Request("warm", (0,) * min(16, engine.scheduler.limits.context_length - 1)))
+        """A first step, so that what is made at a first step is made before anybody waits for it.
+
+        Under a salt of its own: the first prompt of a client is not to be told that it differs from this one.
+        """
+        ids = (0,) * min(16, engine.scheduler.limits.context_length - 1)
+        engine.add(Request("warm", ids, salt=WARM_SALT))
         engine.step()
         engine.abort("warm")
         while engine.has_work:
