@@ -157,6 +157,18 @@ def test_a_deadline_that_cannot_be_met_is_refused_with_the_time_to_come_back() -
     assert watch.ends["calm"] is FinishReason.LENGTH
 
 
+def test_whoever_would_be_late_without_a_queue_too_is_told_so() -> None:
+    engine, clock, watch = busy(1, 2)
+    while engine.has_work:
+        watch.step(engine, clock)
+    with pytest.raises(OverloadedError, match="even without a queue: allow more, or ask for fewer tokens"):
+        engine.add(ask("never", 100, 50, deadline_ms=1))
+    engine, clock, watch = busy(2, 300, 4)
+    with pytest.raises(OverloadedError) as queued:
+        engine.add(ask("later", 100, 50, deadline_ms=500))
+    assert "without a queue" not in str(queued.value)
+
+
 def test_after_the_time_to_come_back_it_is_let_in() -> None:
     engine, clock, watch = busy(2, 300, 4)
     hurry = ask("hurry", 100, 50, deadline_ms=1500)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -218,3 +222,25 @@ def test_laps_count_up(world: World) -> None:
     after = executor.laps_ns()
     assert set(after) == {"embed", "qkv", "attention", "attn_out", "mlp_up", "mlp_down", "logits", "wait"}
     assert sum(after.values()) > sum(before.values())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of address space are Linux's here")
+def test_memory_that_cannot_be_had_says_how_much_for_what_and_what_to_change(library: Library) -> None:
+    code = """
+        import resource
+        from legato.errors import LegatoError
+        from legato.kernels.cpu import NativeBackend
+        from legato.weights.tensor import Tensor, WeightFormat
+        import numpy as np
+        backend = NativeBackend(1, "portable")
+        data = np.zeros(4096 * 4096 * 4, np.uint8)
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (16 << 20), -1))
+        try:
+            for _ in range(4):
+                backend.pack_linear([Tensor("w", (4096, 4096), WeightFormat.F32, data)], None)
+        except LegatoError as error:
+            print(error)
+    """
+    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert re.search(r"\d+ bytes for .+ could not be had; free memory, lower --kv-memory", ran.stdout), ran

@@ -51,6 +51,8 @@ class Door:
             if late > 0:
                 self.num_refused += 1
                 problem = f"deadline_ms={request.deadline_ms:g} cannot be met: about {1000 * due.seconds:.0f} ms needed"
+                if due.queue_s < LEAST_RETRY_S:
+                    problem += " even without a queue: allow more, or ask for fewer tokens"
                 raise OverloadedError(problem, max(LEAST_RETRY_S, min(late, due.queue_s)))
 
     def forecast(

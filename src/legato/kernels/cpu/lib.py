@@ -293,7 +293,7 @@ def _error(status: int, message: str) -> LegatoError:
     if status == Status.UNSUPPORTED:
         return UsageError(message)
     if status == Status.OUT_OF_MEMORY:
-        return EngineError(f"{message}; free memory, or ask for fewer pages, a shorter context or smaller steps")
+        return EngineError(f"{message}; free memory, lower --kv-memory or --context, or take a smaller model")
     return EngineError(f"native library: {message} ({Status(status).name.lower()})")
 
 
