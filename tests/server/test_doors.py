@@ -361,6 +361,22 @@ def test_one_key_cannot_take_all_places(alphabet: Path) -> None:
             assert live.post("/v1/completions", small, authorization=f"Bearer {OTHER}").status == 200
 
 
+def test_no_key_finds_what_another_has_sent(alphabet: Path) -> None:
+    body = {"prompt": list(range(1, 40)), "max_tokens": 1}
+
+    def cached(live: Live, key: str, **more: object) -> int:
+        usage = live.post("/v1/completions", body | more, authorization=f"Bearer {key}").json["usage"]
+        return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+    with running(echo_assembly(alphabet), api_keys=(KEY, OTHER)) as live:
+        assert cached(live, KEY) == 0 and cached(live, KEY) > 0
+        assert cached(live, OTHER) == 0 and cached(live, OTHER) > 0
+        assert cached(live, OTHER, cache_salt="a") == 0 and cached(live, OTHER, cache_salt="a") > 0
+        assert cached(live, KEY, cache_salt="a") == 0, "a client's salt is added to its key, not put in its place"
+    with running(echo_assembly(alphabet), api_keys=(KEY,)) as live:
+        assert cached(live, KEY) == 0 and cached(live, KEY) > 0 and cached(live, KEY, cache_salt="a") == 0
+
+
 def test_not_being_ready_is_said_on_every_route(alphabet: Path) -> None:
     gate, made = threading.Event(), echo_assembly(alphabet)
 

@@ -344,7 +344,9 @@ class Service:
         if params.seed is None:
             params = replace(params, seed=secrets.randbits(53))  # any JSON reader keeps it exact
         name = f"r{next(self._numbers)}"
-        return Request(name, tuple(ids), params, ask.priority, ask.salt, tenant, ask.deadline_ms)
+        # Among several keys nobody learns, from cached_tokens or the time to a first token, what another has sent.
+        salt = f"{tenant} {ask.salt}" if self.many_tenants else ask.salt
+        return Request(name, tuple(ids), params, ask.priority, salt, tenant, ask.deadline_ms)
 
     def _answer(self, ask: Ask, request: Request, visit: Visit) -> Answer:
         tokenizer, params, ids = self.model.tokenizer, request.params, request.prompt_ids
