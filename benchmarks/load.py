@@ -33,6 +33,7 @@ from legato.bench.record import make_record, write_record
 
 LEGATO = (sys.executable, "-m", "legato", "bench")
 QUIET = subprocess.DEVNULL
+REQUESTS = 4
 
 
 def rows_of(command: list[str]) -> list[dict[str, Any]]:
@@ -69,8 +70,8 @@ def llama_server(asked: argparse.Namespace) -> Iterator[str]:
 
 
 def served(url: str, streams: int, asked: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """One level of load: as many requests as streams, but four one after the other for a single one."""
-    sizes = [f"--prompt={asked.prompt}", f"--decode={asked.decode}", f"--requests={max(4, streams)}"]
+    """One level of load: each stream asks so many times, one after the other, that beginning and end weigh little."""
+    sizes = [f"--prompt={asked.prompt}", f"--decode={asked.decode}", f"--requests={REQUESTS * streams}"]
     load = [f"--concurrency={streams}", f"--seed={seed}", "--json"]
     rows = rows_of([*LEGATO, "serve", "--url", url, *sizes, *load])
     return rows[0] if rows else {}

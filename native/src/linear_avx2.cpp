@@ -212,6 +212,7 @@ void quantized_tile(const uint8_t* block, int64_t K, const uint8_t* act, int64_t
   Unpacked x;
   each<2 * R>([&](auto i) LG_INLINE { _mm256_store_ps(tile + 8 * i, _mm256_setzero_ps()); });
   for (int64_t g = 0; g < K / kGroup; ++g, act += sizeof(QGroup)) {
+    if constexpr (R > 1) send_far(block + g * group_bytes(KIND), group_bytes(KIND));
     unpack<KIND>(block, g, x);
     constexpr int kFours = R / 4;
     for (int r = 0; r < 4 * kFours; r += 4) add_group<KIND, 4>(x, act + r * act_stride, act_stride, tile + r * kLanes);

@@ -42,7 +42,7 @@ void quantized_tile(const uint8_t* block, int64_t K, const uint8_t* act, int64_t
   each<R>([&](auto r) LG_INLINE { acc[r] = _mm512_setzero_ps(); });
   for (int64_t g = 0; g < K / kGroup; ++g, rows.next()) {
     Group x;
-    read_group<KIND>(block, g, x);
+    read_group<KIND, R == 1>(block, g, x);
     const uint8_t* quads = KIND == W_Q8_0 ? block + quants_at(KIND, g) : spill.quads;
     if constexpr (KIND != W_Q8_0) each<8>([&](auto v) LG_INLINE { _mm512_store_si512(spill.quads + 64 * v, x.w[v]); });
     if constexpr (KIND == W_Q6_K) {

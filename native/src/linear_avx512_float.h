@@ -33,6 +33,7 @@ void float_tile(const uint8_t* block, int64_t K, const uint8_t* act, int64_t act
   each<R>([&](auto r) LG_INLINE { even[r] = odd[r] = _mm512_setzero_ps(); });
   __m512 w0, w1;
   for (int64_t k = 0; k + 1 < K; k += 2, block += kLayouts[KIND].bytes, rows.next()) {
+    if constexpr (R > 1) send_far(block, kLayouts[KIND].bytes);
     float_pair<KIND>(block, w0, w1);
     each<R>([&](auto r) LG_INLINE {
       even[r] = _mm512_fmadd_ps(w0, _mm512_set1_ps(rows[r][0]), even[r]);

@@ -77,14 +77,23 @@ inline LG_INLINE void k_scales(const uint8_t* scales, int g, Group& out) {
   out.m = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(halves16(scales + 32), bytes_to_float(min)));
 }
 
+// Sends for groups to come. One row: touching the next group line by line shows the hardware's prefetcher one ascending
+// stream, whatever the order of the loads; it then keeps up with a plain read. Distances of 1 KiB and more cost 10-30 %.
+// Q8_0's loads are in order already, and lose by it.
+template <int KIND, bool ONE_ROW>
+inline LG_INLINE void send_ahead(const uint8_t* block, int64_t g) {
+  constexpr int64_t share = group_bytes(KIND);
+  if constexpr (!ONE_ROW) {
+    send_far(block + g * share, share);
+  } else if constexpr (KIND != W_Q8_0) {
+    prefetch(block + (g + 1) * share, share);
+  }
+}
+
 // Group g of a packed block.
-template <int KIND>
+template <int KIND, bool ONE_ROW = false>
 inline LG_INLINE void read_group(const uint8_t* block, int64_t g, Group& out) {
-  // Touching the next group line by line shows the hardware's prefetcher one ascending stream, whatever the order of
-  // the loads below; it then keeps up with a plain read. Distances of 1 KiB and more cost 10-30 % here. Q8_0's loads
-  // are in order already, and lose by it.
-  constexpr int64_t share = kLayouts[KIND].bytes / (kLayouts[KIND].span / kGroup);
-  if constexpr (KIND != W_Q8_0) prefetch(block + (g + 1) * share, share);
+  send_ahead<KIND, ONE_ROW>(block, g);
   const uint8_t* p = block + quants_at(KIND, g);
   const uint8_t* scales = block + scales_at(KIND, g);
   if constexpr (KIND == W_Q8_0) {

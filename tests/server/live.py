@@ -100,7 +100,7 @@ class Live:
         """A connection with a request sent and nothing read."""
         data = json.dumps(body).encode()
         link = socket.create_connection(("127.0.0.1", self.port), timeout=30)
-        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         head += f"x-api-key: {key}\r\n" if key else ""
         link.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
         return link

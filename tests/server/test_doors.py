@@ -98,6 +98,28 @@ def test_keys_are_compared_whole_and_never_shown() -> None:
     assert Keys([]).tenant([]) == ""
 
 
+HOSTS = ["localhost", "LOCALHOST:8000", "localhost.", "127.0.0.1:80", "10.1.2.3", "[::1]:8000", "::1", "a.localhost:1",
+         "host.docker.internal:8000", ""]  # fmt: skip
+OTHERS = ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "127.0.0.1.", "evil",
+          "[evil]:80", "localhost@evil.example", "internal.evil:1", "127.0.0.1:80:evil"]  # fmt: skip
+
+
+def test_without_keys_only_names_of_this_machine_are_answered(echo: Live) -> None:
+    """A page whose own name leads here after its first answer (DNS rebinding) is of the same site to its browser."""
+    for host in HOSTS:
+        said = raw(echo, f"GET /v1/models HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode())
+        assert status_of(said) == 200, host
+    for host in OTHERS:
+        for path in ("/v1/models", "/api/tags", "/metrics", "/nothing"):
+            said = raw(echo, f"GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode())
+            assert status_of(said) == 403 and b"--api-key" in said and b"evil" not in said, (host, path)
+
+
+def test_with_keys_any_name_will_do(locked: Live) -> None:
+    head = f"GET /v1/models HTTP/1.1\r\nhost: evil.example\r\nx-api-key: {KEY}\r\nconnection: close\r\n\r\n"
+    assert status_of(raw(locked, head.encode())) == 200
+
+
 # -- statuses ---------------------------------------------------------------------------------------------------------
 
 
@@ -130,7 +152,7 @@ def test_a_packed_body_is_refused_by_name(echo: Live) -> None:
     "request_line", [b"\x16\x03\x01\x02\x00", b"BREW /live HTTP/1.1", b"GET /live SPDY/3", b"GET"], ids=repr
 )
 def test_what_is_no_http_is_told_so_in_the_common_words(echo: Live, request_line: bytes) -> None:
-    said = raw(echo, request_line + b"\r\nhost: x\r\n\r\n")
+    said = raw(echo, request_line + b"\r\nhost: localhost\r\n\r\n")
     assert status_of(said) == 400 and b"connection: close" in said
     head, _, body = said.partition(b"\r\n\r\n")
     length = re.search(rb"content-length: (\d+)", head)
@@ -148,7 +170,7 @@ def test_a_path_that_nobody_has_is_missed_in_the_words_of_its_folder(echo: Live)
 
 def test_too_large_a_body_is_refused_before_it_is_read(echo: Live) -> None:
     limit = echo.server.limits.body
-    head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     said = raw(echo, f"{head}content-length: {limit + 1}\r\n\r\n".encode())
     assert status_of(said) == 413 and b"connection: close" in said
     link = socket.create_connection(("127.0.0.1", echo.port), timeout=10)
@@ -169,8 +191,8 @@ def test_too_large_a_body_is_refused_before_it_is_read(echo: Live) -> None:
 
 def test_headers_are_bounded(echo: Live) -> None:
     many = "".join(f"x-{i}: 1\r\n" for i in range(70))
-    assert status_of(raw(echo, f"GET /live HTTP/1.1\r\nhost: x\r\n{many}\r\n".encode())) == 431
-    assert status_of(raw(echo, f"GET /live HTTP/1.1\r\nhost: x\r\nx-a: {'y' * 17000}\r\n\r\n".encode())) == 431
+    assert status_of(raw(echo, f"GET /live HTTP/1.1\r\nhost: localhost\r\n{many}\r\n".encode())) == 431
+    assert status_of(raw(echo, f"GET /live HTTP/1.1\r\nhost: localhost\r\nx-a: {'y' * 17000}\r\n\r\n".encode())) == 431
 
 
 def test_a_head_without_end_is_cut_off(echo: Live) -> None:
@@ -191,7 +213,7 @@ def test_a_head_that_does_not_come_is_given_up(alphabet: Path, monkeypatch: pyte
     with running(echo_assembly(alphabet)) as live:
         links = [socket.create_connection(("127.0.0.1", live.port), timeout=10) for _ in range(20)]
         for link in links[:10]:
-            link.sendall(b"GET /live HTTP/1.1\r\nhost: x\r\n")
+            link.sendall(b"GET /live HTTP/1.1\r\nhost: localhost\r\n")
         assert live.post("/v1/completions", {"prompt": "a", "max_tokens": 1}).status == 200
         assert all(link.recv(100) == b"" for link in links)
         kept = http.client.HTTPConnection("127.0.0.1", live.port, timeout=10)
@@ -205,9 +227,7 @@ def test_a_head_that_does_not_come_is_given_up(alphabet: Path, monkeypatch: pyte
 
 def test_a_body_that_does_not_come_is_given_up(alphabet: Path) -> None:
     with running(echo_assembly(alphabet), limits=ServerLimits(body_s=0.2)) as live:
-        head = (
-            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
-        )
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
         assert status_of(raw(live, head)) == 408
 
 
@@ -303,7 +323,9 @@ def test_a_refusal_names_field_value_range_and_fix(echo: Live) -> None:
 def test_request_ids_are_echoed_when_harmless(echo: Live) -> None:
     assert echo.ask("GET", "/live", x_request_id="abc-123:4").headers["x-request-id"] == "abc-123:4"
     for odd in ("a b", "x" * 129, "a\tb", "é"):
-        shown = raw(echo, f"GET /live HTTP/1.1\r\nhost: x\r\nx-request-id: {odd}\r\nconnection: close\r\n\r\n".encode())
+        shown = raw(
+            echo, f"GET /live HTTP/1.1\r\nhost: localhost\r\nx-request-id: {odd}\r\nconnection: close\r\n\r\n".encode()
+        )
         assert b"\r\nx-request-id: req-" in shown
 
 

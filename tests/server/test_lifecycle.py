@@ -24,14 +24,19 @@ from live import Live, Reply, echo_assembly, running, serving
 import legato
 from legato.completion import Completion, Output, Timings
 from legato.config import ServeConfig
+from legato.core.account import Trace
 from legato.core.sequence import FinishReason
 from legato.errors import ModelFileError, UsageError
+from legato.measure.ledger import StepRecord
 from legato.server import engine_loop, lifecycle
 from legato.server.ask import Result
+from legato.server.bridge import Snapshot
 from legato.server.engine_thread import EngineThread
 from legato.server.log import Formatter, RequestLine
+from legato.server.meters import Meters
 from legato.server.model import Model
 from legato.server.progress import Hear, Heard
+from legato.server.status import Status
 from legato.weights.catalog import Silent
 
 TEXT = "/v1/completions"
@@ -331,6 +336,19 @@ def test_figures(echo: Live) -> None:
     assert echo.ask("GET", "/version").json == {"version": legato.__version__}
 
 
+# 100 gaps between tokens, most of 20 ms, some of a step that made two of them, two of half a second.
+TRACE = Trace()
+for _at, _count in [
+    (1.0, 0),
+    (1.5, 1),
+    *((1.5 + 0.02 * i, 1 + i) for i in range(1, 97)),
+    (3.44, 99),
+    (3.94, 100),
+    (4.44, 101),
+]:
+    TRACE.add(_at, 0, _count, 0.0)
+
+
 def test_a_line_of_an_answer_that_was_ended_tells_no_times_of_it() -> None:
     """They come with an answer's end; without it they would be told as nothing at all."""
     for reason in (None, FinishReason.STOP):
@@ -339,11 +357,42 @@ def test_a_line_of_an_answer_that_was_ended_tells_no_times_of_it() -> None:
             outputs=[output],
             prompt_tokens=4,
             num_output_tokens=3,
+            usage=SimpleNamespace(account=SimpleNamespace(trace=TRACE)),
             timings=Timings(queue_ms=1.0, ttft_ms=2.0, decode_tok_s=3.0, cached_tokens=1),
         )
         line.note(Result([cast(Completion, completion)]))
         assert line.completion_tokens == 3 and line.prompt_tokens == 4
         assert (line.queue_ms, line.ttft_ms, line.tok_s) == ((None,) * 3 if reason is None else (1.0, 2.0, 3.0))
+        assert (line.itl_p50_ms, line.itl_p99_ms) == ((None,) * 2 if reason is None else (20.0, 500.0))
+
+
+def some_stats(steps: int, prompt: int, output: int, waiting: int = 0) -> Any:
+    total = StepRecord(num_steps=steps, prompt_tokens=prompt, output_tokens=output)
+    return SimpleNamespace(num_running=2, num_waiting=waiting, total=total, kv=SimpleNamespace(in_use=5, total=40))
+
+
+def test_a_busy_server_says_now_and_then_what_it_does(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing while nobody asks anything of it, nor after nonsense that a new engine's counts would make."""
+    status, meters = Status(), SimpleNamespace(prompt_tokens=0, cached_tokens=0)
+
+    def told(at: float, stats: Any) -> dict[str, object] | None:
+        caplog.clear()
+        status.tell(Snapshot(at, stats, (), 0.0, frozenset()), cast(Meters, meters))
+        return vars(caplog.records[0])["fields"] if caplog.records else None
+
+    caplog.set_level("INFO", "legato.server.status")
+    monkeypatch.setattr(logging.getLogger("legato"), "propagate", True)
+    status.tell(None, cast(Meters, meters))
+    assert told(10.0, some_stats(0, 0, 0)) is None
+    meters.prompt_tokens, meters.cached_tokens = 400, 100
+    busy = {"running": 2, "waiting": 0, "prompt_tok_s": 30.0, "output_tok_s": 5.0, "kv_percent": 12.5}
+    assert told(20.0, some_stats(60, 300, 50)) == {**busy, "cached_percent": 25.0}
+    assert told(30.0, some_stats(60, 300, 50)) is None
+    waits = told(40.0, some_stats(60, 300, 50, waiting=3))
+    assert waits is not None and waits["waiting"] == 3 and waits["output_tok_s"] == 0.0
+    assert told(50.0, some_stats(3, 300, 50)) == busy
 
 
 def test_a_line_has_no_control_characters() -> None:

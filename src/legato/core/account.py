@@ -78,6 +78,20 @@ class Trace:
         if len(self.at) >= MOST_STEPS:
             self._thin()
 
+    def gaps(self) -> list[float]:
+        """Seconds between one token and the next, where a step's tokens came together as the step's time over them.
+
+        Points that were dropped leave the mean of the tokens between their neighbours.
+        """
+        gaps, before, tokens = [], 0.0, 0
+        for at, count in zip(self.at, self.tokens, strict=True):
+            if count == tokens:
+                continue
+            if tokens:
+                gaps.append((at - before) / (count - tokens))
+            before, tokens = at, count
+        return gaps
+
     def _thin(self) -> None:
         """Drops every other point of the prompt or of the answer, whichever has more; the last of each stays."""
         prompt, size = self.prompt, len(self.at)

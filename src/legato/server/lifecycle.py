@@ -40,12 +40,14 @@ from legato.server.protocols import anthropic, ollama, openai, responses, tokens
 from legato.server.protocols.openai.words import error_body
 from legato.server.routes import Route, RouteTable
 from legato.server.service import Service, State
+from legato.server.status import Status
 from legato.server.traces import Traces
 
 log = logging.getLogger(__name__)
 
 PORTS_TRIED = 20
 TICK_S = 0.25
+STATUS_S = 10.0
 LAST_WORDS_S = 0.3  # for the last answers to leave when there is no engine any more
 QUIET_S = 0.25  # from ready until the machine is measured, if nobody asks meanwhile
 SWITCH_S = (
@@ -146,7 +148,7 @@ class Server:
         self._stopping = asyncio.Event()
         bridge = self._make_bridge(loop)
         service = self.service = Service(bridge, self.limits)
-        keys = Keys(self._serve.api_keys)
+        keys = Keys(self._serve.api_keys, own_names=_is_loopback(self._serve.host))
         service.many_tenants = len(keys) > 1
         self.routes = RouteTable(all_routes(service))
         service.vllm_metrics, service.rates = self._serve.vllm_metrics, self._rates
@@ -239,12 +241,16 @@ class Server:
         await asyncio.sleep(0.05 if self._stops < 2 else 0.0)  # the last bytes leave with the loop's next turns
 
     async def _tick(self) -> None:
-        told = False
+        told, status, since = False, Status(), 0.0
         while True:
             before = self.service.loop.time()
             await asyncio.sleep(TICK_S)
             self.service.meters.lag.add(max(0.0, self.service.loop.time() - before - TICK_S))
             self.service.tick()
+            since += TICK_S
+            if since >= STATUS_S:
+                status.tell(self.service.bridge.snapshot(), self.service.meters)
+                since = 0.0
             pulse = self.service.bridge.pulse()
             if pulse.hung and not told:
                 text = "the engine hangs: no sign of progress for %.1f s, and %.1f s are the limit"

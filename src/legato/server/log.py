@@ -35,6 +35,8 @@ class RequestLine:
     completion_tokens: int | None = None
     queue_ms: float | None = None
     ttft_ms: float | None = None
+    itl_p50_ms: float | None = None
+    itl_p99_ms: float | None = None
     tok_s: float | None = None
     finish_reason: str | None = None
     problem: str | None = None
@@ -48,8 +50,16 @@ class RequestLine:
         if all(output.finish_reason is not None for _, output in result.choices):
             self.queue_ms, self.ttft_ms = round(timings.queue_ms, 1), round(timings.ttft_ms, 1)
             self.tok_s = round(timings.decode_tok_s, 1)
+            self._note_gaps(result)
         reasons = dict.fromkeys(str(o.finish_reason) for _, o in result.choices if o.finish_reason is not None)
         self.finish_reason = ",".join(reasons) or None
+
+    def _note_gaps(self, result: Result) -> None:
+        """Of each prompt's answer that ended last."""
+        gaps = sorted(gap for c in result.completions if c.usage is not None for gap in c.usage.account.trace.gaps())
+        if gaps:
+            self.itl_p50_ms = round(1e3 * gaps[len(gaps) // 2], 2)
+            self.itl_p99_ms = round(1e3 * gaps[min(len(gaps) - 1, len(gaps) * 99 // 100)], 2)
 
     def write(self) -> None:
         """Puts the line out."""

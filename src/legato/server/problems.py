@@ -13,6 +13,7 @@ from legato.errors import CapacityError, EngineAwayError, LegatoError, ModelFile
 KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
     408: "timeout_error",
