@@ -87,8 +87,8 @@ def test_a_reader_that_takes_nothing_is_dropped(alphabet: Path) -> None:
             "n": 16,
         }
         data = json.dumps(body).encode()
-        head = f"POST {TEXT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
-        link.sendall(head.encode() + data)
+        head = f"POST {TEXT} HTTP/1.1\r\nhost: ::1\r\ncontent-type: application/json\r\ncontent-length: {len(data)}"
+        link.sendall(f"{head}\r\n\r\n".encode() + data)
         live.wait(lambda: live.server.service.num_in_flight > 0, 5, "admitted")
         live.wait(live.idle, 40, "dropped")
         link.close()

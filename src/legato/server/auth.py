@@ -31,10 +31,8 @@ class Keys:
         """The name of the key that was sent (a part of its digest). Raises a 401, or a 403 for a name of others."""
         if not self._digests:
             if self._own_names and not all(is_own_name(value) for name, value in headers if name == b"host"):
-                text = (
-                    "without keys this server answers to names of its machine only: call it localhost or by its address"
-                )
-                raise Problem(403, f"{text}, or start it with --api-key KEY", code="unknown_host")
+                text = "without keys this server answers to names of its machine only: call it localhost or by its"
+                raise Problem(403, f"{text} address, or start it with --api-key KEY", code="unknown_host")
             return ""
         given = _given(headers)
         if given is None:

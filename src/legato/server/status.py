@@ -23,8 +23,8 @@ class Status:
         self._prompt = self._cached = 0
 
     def tell(self, snapshot: Snapshot | None, meters: Meters) -> None:
-        """running, waiting  answers; prompt_tok_s, output_tok_s  tokens computed and made a second since the line before;
-        kv_percent  of the pages in use; cached_percent  of the prompts of requests that ended since, found in the cache.
+        """running, waiting  answers; prompt_tok_s, output_tok_s  tokens computed and made a second since the last line;
+        kv_percent  of the pages in use; cached_percent  of the prompts of requests that ended since, from the cache.
         """
         if snapshot is None:
             return
