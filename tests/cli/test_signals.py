@@ -21,7 +21,7 @@ from legato.core.plan import Plan, SliceResult
 from legato.runtime.runner import Runner
 
 PATIENCE = 60.0
-MOMENT = 0.3  # between a prompt and Ctrl-C: in its first instant, before it waits for keys, input() misses an interrupt
+MOMENT = 0.8  # between a prompt and Ctrl-C: in its first instant, before it waits for keys, input() misses an interrupt
 
 
 class Program:
