@@ -63,8 +63,9 @@ class Sources(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             self.code(path.stem)
 
     def path(self, name: str) -> Path | None:
-        base = (SOURCES if name.split(".")[0] == "legato" else HERE) / Path(*name.split("."))
-        found = [path for path in (base / "__init__.py", base.with_suffix(".py")) if path.exists()]
+        roots = [SOURCES] if name.split(".")[0] == "legato" else [HERE, HERE.parent]
+        bases = [root / Path(*name.split(".")) for root in roots]
+        found = [path for base in bases for path in (base / "__init__.py", base.with_suffix(".py")) if path.exists()]
         return found[0] if found else None
 
     def code(self, name: str) -> CodeType:
