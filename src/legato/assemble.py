@@ -270,8 +270,10 @@ def _native(config: Config, library: Library) -> NativeBackend:
 
 def _crowded(config: Config, library: Library) -> list[str]:
     """A word where threads were asked for that have no processor of their own."""
-    processors = library.topology().allowed_cpus if config.threads is not None else 0
-    if config.threads is None or config.threads <= processors:
+    if config.threads is None:
+        return []
+    processors = library.topology().allowed_cpus
+    if config.threads <= processors:
         return []
     return [f"{config.threads} threads wait for each other on {processors} processors; leave --threads out"]
 

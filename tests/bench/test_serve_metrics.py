@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from legato.bench.serve_metrics import QUANTILES, Limits, Spread, Trace, percentile, summarise
+from legato.bench.serve_metrics import QUANTILES, Limits, Spread, Trace, summarise
+from legato.measure.percentiles import percentile
 
 
 def timeline() -> list[Trace]:

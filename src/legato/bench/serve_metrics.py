@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from legato.measure.percentiles import percentile
+
 FORMULAS = {
     "ttft": "sent -> first chunk with text",
     "itl": "every gap between chunks with text, of all requests pooled",
@@ -102,14 +104,6 @@ class Spread:
         ranked = sorted(values)
         middle, high, tail = (percentile(ranked, q) for q in (50, 90, 99))
         return cls(sum(ranked) / len(ranked), middle, high, tail, ranked[-1])
-
-
-def percentile(ranked: Sequence[float], q: float) -> float:
-    """The q-th percentile of values in ascending order, between the two nearest ranks."""
-    place = (len(ranked) - 1) * q / 100
-    low = int(place)
-    high = min(low + 1, len(ranked) - 1)
-    return ranked[low] + (ranked[high] - ranked[low]) * (place - low)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 
+from legato.measure.percentiles import percentile
 from legato.server.ask import Result
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -58,8 +59,7 @@ class RequestLine:
         """Of each prompt's answer that ended last."""
         gaps = sorted(gap for c in result.completions if c.usage is not None for gap in c.usage.account.trace.gaps())
         if gaps:
-            self.itl_p50_ms = round(1e3 * gaps[len(gaps) // 2], 2)
-            self.itl_p99_ms = round(1e3 * gaps[min(len(gaps) - 1, len(gaps) * 99 // 100)], 2)
+            self.itl_p50_ms, self.itl_p99_ms = (round(1e3 * percentile(gaps, q), 2) for q in (50, 99))
 
     def write(self) -> None:
         """Puts the line out."""
