@@ -4,9 +4,9 @@
     python benchmarks/load.py --llama-server PATH --llama-python PATH --llama-model FILE.gguf --save benchmarks/
 
 For 1, 8 and 32 streams: both servers under the same load (as many requests at once as streams), and both engines alone
-on the same work (`bench offline`; llama.cpp through its Python package, stepped by hand, or as fast as behind its server
-where that is more). The lead is ours over theirs; `kept` is the lead of the servers over the lead of the engines alone.
-The client's own work counts against both servers.
+on the same work (`bench offline`; llama.cpp through its Python package, stepped by hand, or as fast as behind its own
+server where that is more). The lead is ours over theirs; `kept` is the lead of the servers over the lead of the engines
+alone. The client's own work counts against both servers.
 
 Knows: commands and their JSON lines. Does not know: how any of it is measured.
 """
