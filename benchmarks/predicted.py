@@ -4,12 +4,13 @@
     python benchmarks/predicted.py --save benchmarks/                    the built-in model
     python benchmarks/predicted.py -m smollm2-135m -m qwen.gguf          and a file of benchmarks/random_model.py
 
-Predictions come from the machine's rates alone, measured with made-up models of other shapes; the models themselves
-are never run for them. Calibration and measuring alternate, because memory and clocks change by the minute: a round of
-measuring is judged by the calibrations right before and right after it, and the median over the rounds is told. Both
-sides take the same quantile of repetitions. Streams get their depth without computing it (the pages are real memory,
-nothing in it, in order): a step's time depends on how many keys and values it reads, not on what they are. Prompts of
-the time to first token are computed for real.
+Predictions come from the machine's rates alone, measured with made-up models of other shapes; the models themselves are
+never run for them. Calibration and measuring alternate, because memory and clocks change by the minute: each stretch of
+measuring is judged by the calibrations right before and right after it. Where these two say more than 15 % different
+things of a point, the machine changed meanwhile and the point is measured in another round; the median over the rounds
+that count is told. Both sides take the same quantile of repetitions. Streams get their depth without computing it (the
+pages are real memory, nothing in it, in order): a step's time depends on how many keys and values it reads, not on what
+they are. Prompts of the time to first token are computed for real.
 
 Knows: made-up requests, the engine's steps, `measure.predict`. Does not know: how rates are measured.
 """
@@ -20,7 +21,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,6 +48,8 @@ DEPTHS, BATCHES, PROMPTS = (0, 512, 2048, 8000), (1, 4, 8, 16, 32), (64, 256, 10
 MOST_TOKENS = 70_000  # of all streams of a step together
 STEPS, MOST_STEPS, STEPS_S = 8, 60, 0.15  # of each point in a round: so many, or for so long
 SHORT, SHORT_S = 4, 1.0  # prompts of a round: so many, or for so long, but one at least
+AGREE = 1.15  # times between what two neighbouring calibrations say: beyond it the machine changed in between
+SPARE = 2  # times as many rounds as asked for are made at most, where some do not count
 TARGETS = {"itl": (8.0, 20.0), "ttft": (10.0, 25.0)}  # per cent: median, worst
 
 
@@ -64,6 +68,25 @@ class Skipping:
         self._runner.forget(seq_ids)
 
 
+@dataclass(slots=True)
+class Point:
+    """One thing to predict: steps of `streams` streams at a depth, or a prompt up to its first token.
+
+    took   seconds, by round; judged: what was predicted, from the calibrations before, after and both
+    """
+
+    model: str
+    what: str
+    where: dict[str, int]
+    took: list[list[float]] = field(default_factory=list)
+    judged: list[tuple[StepTime, StepTime, StepTime]] = field(default_factory=list)
+
+    def counting(self) -> list[int]:
+        """The rounds in which the machine stayed what it was."""
+        both = ((before.seconds, after.seconds) for before, after, _ in self.judged)
+        return [i for i, (first, last) in enumerate(both) if 1 / AGREE <= first / last <= AGREE]
+
+
 class Measured:
     """One loaded model, and what its steps took."""
 
@@ -75,8 +98,19 @@ class Measured:
         self.name = self.llm.name
         parts = self.llm.parts
         self.requests = Requests(parts.vocab_size)
-        self.itl: dict[tuple[int, int], list[list[float]]] = {}  # by point, then round
-        self.ttft: dict[int, list[list[float]]] = {}
+        self._bits = step_bits(parts.config, parts.blueprint, parts.backend)
+        itl = [
+            Point(self.name, "itl", {"depth": depth, "batch": batch})
+            for depth in DEPTHS
+            for batch in BATCHES
+            if depth * batch <= MOST_TOKENS
+        ]
+        ttft = [Point(self.name, "ttft", {"prompt": prompt}) for prompt in PROMPTS]
+        self.stretches = [itl, ttft[:3], *([point] for point in ttft[3:])]  # of some seconds each, but for long prompts
+
+    @property
+    def points(self) -> list[Point]:
+        return [point for stretch in self.stretches for point in stretch]
 
     def _engine(self, runner: Any, max_tokens: int) -> Engine:
         """A fresh one: its pages lie in order. Scattered ones are read up to 1.6 times as slowly."""
@@ -92,16 +126,21 @@ class Measured:
             budget=WholeSteps(),
         )
 
-    def points(self) -> Iterator[None]:
-        """Each point once more."""
-        for depth in DEPTHS:
-            for batch in BATCHES:
-                if depth * batch <= MOST_TOKENS:
-                    self.itl.setdefault((depth, batch), []).append(self._steps(depth, batch))
-                    yield
-        for prompt in PROMPTS:
-            self.ttft.setdefault(prompt, []).append(self._prompts(prompt))
-            yield
+    def take(self, point: Point) -> None:
+        """The point once more."""
+        point.took.append(self._prompts(**point.where) if point.what == "ttft" else self._steps(**point.where))
+
+    def judge(self, point: Point, machines: Sequence[Machine]) -> None:
+        """`machines`: the calibrations before the stretch that the point was measured in, after it, and both."""
+        parts = self.llm.parts
+        found = [self._predicted(Predictor(parts.spec, self._bits, str(parts.kv_format), m), point) for m in machines]
+        before, after, both = found
+        point.judged.append((before, after, both))
+
+    def _predicted(self, predictor: Predictor, point: Point) -> StepTime:
+        if point.what == "ttft":
+            return predictor.ttft(point.where["prompt"])
+        return predictor.itl(max(1, point.where["depth"]) + STEPS // 2, point.where["batch"])
 
     def _prompts(self, prompt: int) -> list[float]:
         """Seconds to the first token: of one long prompt, of several short ones."""
@@ -133,33 +172,24 @@ class Measured:
             engine.step()
         return taken[1:]  # the first one came after steps that computed nothing
 
-    def rows(self, machines: Sequence[Machine], part: float) -> Iterator[dict[str, Any]]:
-        """A row a point; `machines` are the calibrations around each round of measuring."""
-        parts = self.llm.parts
-        bits = step_bits(parts.config, parts.blueprint, parts.backend)
-        predictors = [Predictor(parts.spec, bits, str(parts.kv_format), machine) for machine in machines]
-        for (depth, batch), rounds in self.itl.items():
-            found = [p.itl(max(1, depth) + STEPS // 2, batch) for p in predictors]
-            yield _row(self.name, "itl", {"depth": depth, "batch": batch}, found, [quantile(r, part) for r in rounds])
-        for prompt, rounds in self.ttft.items():
-            found = [p.ttft(prompt) for p in predictors]
-            yield _row(self.name, "ttft", {"prompt": prompt}, found, [quantile(r, part) for r in rounds])
 
-
-def _row(
-    model: str, what: str, point: dict[str, int], found: Sequence[StepTime], seconds: Sequence[float]
-) -> dict[str, Any]:
-    """Medians over the rounds; the error is that of the prediction and the steps of one round."""
+def row_of(point: Point, part: float) -> dict[str, Any]:
+    """Medians over the rounds that count (over all, if none does); an error is that of one round's prediction."""
     parts = ("weights", "products", "kv", "attention", "layers", "host")
+    counting = point.counting()
+    rounds = counting or list(range(len(point.took)))
+    found, seconds = [point.judged[i][2] for i in rounds], [quantile(point.took[i], part) for i in rounds]
     errors = [100 * (f.seconds / s - 1) for f, s in zip(found, seconds, strict=True)]
     return {
-        "model": model,
-        "what": what,
-        **point,
+        "model": point.model,
+        "what": point.what,
+        **point.where,
         "predicted_ms": 1e3 * median(f.seconds for f in found),
         "measured_ms": 1e3 * median(seconds),
         "error_percent": median(errors),
         "errors_percent": [float(f"{error:.3g}") for error in errors],
+        "rounds": len(point.took),
+        "counting": len(counting),
         "inside": sum(f.low <= s <= f.high for f, s in zip(found, seconds, strict=True)) / len(found),
         "parts_ms": {name: float(f"{1e3 * median(getattr(f, name) for f in found):.4g}") for name in parts},
     }
@@ -172,18 +202,26 @@ def measure(models: Sequence[str | None], rounds: int, part: float) -> list[dict
     calibration = Calibration(parts.backend, threads)
     for _ in calibration.open():
         pass
-    machines: list[list[Machine]] = [[] for _ in measured]
     before = calibrated(calibration)
-    for number in range(rounds):
+    for number in range(SPARE * rounds):
         started = time.perf_counter()
-        for model, mine in zip(measured, machines, strict=True):
-            for _ in model.points():
-                pass
-            after = calibrated(calibration)
-            mine.append((before + after).machine(isa, threads, part))
-            before = after
-        print(f"round {number + 1} of {rounds}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    return [row for model, mine in zip(measured, machines, strict=True) for row in model.rows(mine, part)]
+        for model in measured:
+            for stretch in model.stretches:
+                wanting = [point for point in stretch if len(point.counting()) < rounds]
+                if not wanting:
+                    continue
+                for point in wanting:
+                    model.take(point)
+                after = calibrated(calibration)
+                machines = [found.machine(isa, threads, part) for found in (before, after, before + after)]
+                for point in wanting:
+                    model.judge(point, machines)
+                before = after
+        points = [point for model in measured for point in model.points]
+        full = sum(len(point.counting()) >= rounds for point in points)
+        said = f"{full} of {len(points)} points have their {rounds} rounds"
+        print(f"round {number + 1}: {time.perf_counter() - started:.0f} s, {said}", file=sys.stderr, flush=True)
+    return [row_of(point, part) for model in measured for point in model.points]
 
 
 def calibrated(calibration: Calibration) -> Found:
@@ -213,7 +251,7 @@ def short(row: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model", action="append", help="may be given several times")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="that count, of each point")
     parser.add_argument("--quantile", type=float, default=0.25, help="of all repetitions, for both sides")
     parser.add_argument("--save", type=Path)
     asked = parser.parse_args()
@@ -224,7 +262,8 @@ def main() -> None:
         )
         print(
             f"{row['model']:40} {row['what']:5} {point} predicted {row['predicted_ms']:9.2f} "
-            f"measured {row['measured_ms']:9.2f} ms {row['error_percent']:+7.1f} %"
+            f"measured {row['measured_ms']:9.2f} ms {row['error_percent']:+7.1f} % "
+            f"({row['counting']} of {row['rounds']} rounds)"
         )
     found = [short(row) for row in summary(rows)]
     for row in found:

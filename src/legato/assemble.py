@@ -18,7 +18,7 @@ from legato.errors import UsageError
 from legato.kernels.cpu import Library, NativeBackend, load_library
 from legato.kernels.ops import Backend, Executor, KvFormat
 from legato.measure import cost
-from legato.measure.calibrated import Calibrated, read_machine
+from legato.measure.calibrated import Calibrated, read_machine, widest_machine
 from legato.measure.step_time import StepCost
 from legato.models.bits import bits_by_role
 from legato.models.decoder import Decoder
@@ -81,7 +81,7 @@ class Assembly:
             kv_formats=("bf16", "int8", "int4") if native else ("f32",),
             machine=machine,
             note="" if machine is not None else _why_no_walls(found, native, cache_dir),
-            wider=read_machine(cache_dir, self.executor.isa).machine,
+            wider=widest_machine(cache_dir, self.executor.isa),
         )
 
     def naive_engine(self) -> Engine:

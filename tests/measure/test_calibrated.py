@@ -15,7 +15,7 @@ import pytest
 from example_machine import MACHINE
 
 from legato.errors import UsageError
-from legato.measure.calibrated import machine_path, read_machine, write_machine
+from legato.measure.calibrated import machine_path, read_machine, widest_machine, write_machine
 
 
 def test_what_was_kept_comes_back(tmp_path: Path) -> None:
@@ -43,6 +43,19 @@ def test_the_last_one_measured_is_taken(tmp_path: Path) -> None:
         os.utime(path, (1e9 - 100 * age,) * 2)
     found = read_machine(tmp_path).machine
     assert found is not None and found.threads == 1
+
+
+def test_more_threads_are_known_whenever_they_were_measured(tmp_path: Path) -> None:
+    assert widest_machine(tmp_path, MACHINE.isa) is None
+    for age, threads in enumerate((1, 4, 2)):
+        path = write_machine(tmp_path, replace(MACHINE, threads=threads))
+        os.utime(path, (1e9 - 100 * age,) * 2)
+    found = widest_machine(tmp_path, MACHINE.isa)
+    assert found is not None and found.threads == 4
+    machine_path(tmp_path, MACHINE.isa, 4).write_text("rates")
+    found = widest_machine(tmp_path, MACHINE.isa)
+    assert found is not None and found.threads == 2
+    assert widest_machine(tmp_path, "portable") is None
 
 
 DAMAGES: dict[str, Callable[[dict[str, object]], object]] = {

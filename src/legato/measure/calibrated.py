@@ -5,6 +5,7 @@ measured, what is predicted with them.
 
     read_machine(config.cache_dir)                 the one last measured here, whatever it was measured with
     read_machine(config.cache_dir, isa, threads)   the one measured with just these
+    widest_machine(config.cache_dir, isa)          the one with the most threads, for what more of them would bring
 """
 
 from __future__ import annotations
@@ -62,15 +63,26 @@ def write_machine(cache_dir: Path, machine: Machine) -> Path:
 
 def read_machine(cache_dir: Path, isa: str | None = None, threads: int | None = None) -> Calibrated:
     """The rates of this machine as last measured with that instruction set and number of threads (None: any)."""
-    pattern = f"{_slug(cpu_name())}_{isa or '*'}_{threads or '*'}.json"
-    try:
-        found = sorted((cache_dir / FOLDER).glob(pattern), key=lambda path: path.stat().st_mtime)
-    except OSError:
-        found = []
+    found = _paths(cache_dir, isa, threads)
     if not found:
         how = "" if isa is None else f" with {isa} and {threads} threads"
         return Calibrated(None, f"this machine was never calibrated{how}: {AGAIN}")
     return _read(found[-1])
+
+
+def widest_machine(cache_dir: Path, isa: str) -> Machine | None:
+    """Its rates with the most threads that were measured with that instruction set, whenever that was."""
+    found = (_read(path).machine for path in _paths(cache_dir, isa, None))
+    return max((machine for machine in found if machine is not None), key=lambda m: m.threads, default=None)
+
+
+def _paths(cache_dir: Path, isa: str | None, threads: int | None) -> list[Path]:
+    """The last measured one at the end."""
+    pattern = f"{_slug(cpu_name())}_{isa or '*'}_{threads or '*'}.json"
+    try:
+        return sorted((cache_dir / FOLDER).glob(pattern), key=lambda path: path.stat().st_mtime)
+    except OSError:
+        return []
 
 
 def _read(path: Path) -> Calibrated:

@@ -27,7 +27,7 @@ class Setting:
     chunk       most rows of a prompt in one step
     kv_formats  those that keys and values could be kept in here
     machine     as calibrated with just these threads; None: it was not, and `note` says how that is mended
-    wider       as last calibrated, with any number of threads
+    wider       as calibrated with the most threads
     """
 
     spec: ArchSpec
