@@ -3,10 +3,13 @@
 
     python benchmarks/load.py --llama-server PATH --llama-python PATH --llama-model FILE.gguf --save benchmarks/
 
-For 1, 8 and 32 streams: both servers under the same load (as many requests at once as streams), and both engines alone
-on the same work (`bench offline`; llama.cpp through its Python package, stepped by hand, or as fast as behind its own
-server where that is more). The lead is ours over theirs; `kept` is the lead of the servers over the lead of the engines
-alone. The client's own work counts against both servers.
+For 1, 8 and 32 streams: both servers under the same load (as many requests at once as streams, each followed by the
+next), and both engines alone: ours on the same requests in the same order (`bench offline --max-seqs`), llama.cpp on as
+many of them as there are streams, through its Python package, stepped by hand, or as fast as behind its own server
+where that is more. A server and its engine follow each other closely, by turns the one and the other first, because
+machines change by the minute: `kept_part` is the median over the rounds of what a server keeps of its engine. The lead
+is ours over theirs; `kept` is the part that ours keeps over the part that theirs keeps, so the lead of the servers over
+the lead of the engines. The client's own work counts against both servers.
 
 Knows: commands and their JSON lines. Does not know: how any of it is measured.
 """
@@ -34,7 +37,7 @@ from legato.bench.record import make_record, write_record
 
 LEGATO = (sys.executable, "-m", "legato", "bench")
 QUIET = subprocess.DEVNULL
-REQUESTS = 4
+REQUESTS, LEAST = 4, 16  # of each stream, and of all: so many that beginning and end weigh little
 
 
 def rows_of(command: list[str]) -> list[dict[str, Any]]:
@@ -71,8 +74,8 @@ def llama_server(asked: argparse.Namespace) -> Iterator[str]:
 
 
 def served(url: str, streams: int, asked: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """One level of load: each stream asks so many times, one after the other, that beginning and end weigh little."""
-    sizes = [f"--prompt={asked.prompt}", f"--decode={asked.decode}", f"--requests={REQUESTS * streams}"]
+    """One level of load."""
+    sizes = [f"--prompt={asked.prompt}", f"--decode={asked.decode}", f"--requests={max(LEAST, REQUESTS * streams)}"]
     load = [f"--concurrency={streams}", f"--seed={seed}", "--json"]
     rows = rows_of([*LEGATO, "serve", "--url", url, *sizes, *load])
     return rows[0] if rows else {}
@@ -82,8 +85,9 @@ def alone(engine: str, streams: int, asked: argparse.Namespace) -> float:
     """Output tokens a second without any server."""
     if engine == "legato":
         model = ["-m", asked.model] if asked.model else []
-        sizes = [f"--prompt={asked.prompt}", f"--decode={asked.decode}", f"--requests={streams}"]
-        rows = rows_of([*LEGATO, "offline", *model, *sizes, f"--threads={asked.threads}", "--json"])
+        sizes = [f"--prompt={asked.prompt}", f"--decode={asked.decode}", f"--requests={max(LEAST, REQUESTS * streams)}"]
+        options = [f"--max-seqs={streams}", f"--threads={asked.threads}", "--json"]
+        rows = rows_of([*LEGATO, "offline", *model, *sizes, *options])
     else:
         numbers = [1, streams, asked.prompt, asked.decode, asked.threads]
         command = [asked.llama_python, str(SCRIPT), "llama.cpp", asked.llama_model, "", *map(str, numbers)]
@@ -96,28 +100,37 @@ def measure(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if asked.model:
         options.append(f"--model={asked.model}")
     for streams in asked.streams:
-        found: dict[tuple[str, str], list[float]] = {}
+        found: dict[str, list[float]] = {}
         gaps: dict[str, list[float]] = {}
         busy = busy_cores(0.5)
         for turn in range(asked.rounds):
             for engine, server in (("legato", own_server(options)), ("llama.cpp", llama_server(asked))):
-                with server as url:
-                    row = served(url, streams, asked, seed=turn + 1)
-                found.setdefault((engine, "served"), []).append(row.get("out_tok_s", 0.0))
-                gaps.setdefault(engine, []).append(row.get("itl_ms", {}).get("p99", 0.0))
-                found.setdefault((engine, "alone"), []).append(alone(engine, streams, asked))
-        speed = {f"{engine} {way}": median(values) for (engine, way), values in found.items()}
-        for engine in ("legato", "llama.cpp"):  # stepped by hand, an engine may not show all it has
-            speed[f"{engine} alone"] = max(speed[f"{engine} alone"], speed[f"{engine} served"])
-        lead = {way: speed[f"legato {way}"] / max(1e-9, speed[f"llama.cpp {way}"]) for way in ("served", "alone")}
-        yield {
-            "streams": streams,
-            "out_tok_s": speed,
-            "lead": lead,
-            "kept": lead["served"] / max(1e-9, lead["alone"]),
-            "itl_p99_ms": {engine: median(values) for engine, values in gaps.items()},
-            "busy_cores": busy,
-        }
+                ways = [("served", server), ("alone", None)]
+                for way, running in ways if turn % 2 == 0 else ways[::-1]:
+                    if running is None:
+                        speed = alone(engine, streams, asked)
+                    else:
+                        with running as url:
+                            row = served(url, streams, asked, seed=turn + 1)
+                        speed = row.get("out_tok_s", 0.0)
+                        gaps.setdefault(engine, []).append(row.get("itl_ms", {}).get("p99", 0.0))
+                    found.setdefault(f"{engine} {way}", []).append(speed)
+        yield {"streams": streams, **leads(found), "itl_p99_ms": {e: median(g) for e, g in gaps.items()}, "busy": busy}
+
+
+def leads(found: dict[str, list[float]]) -> dict[str, Any]:
+    """From tokens a second by engine and way, a value a round. Stepped by hand, an engine may not show all it has:
+    it is at least as fast as behind its own server.
+    """
+    speed = {name: median(values) for name, values in found.items()}
+    kept_part = {}
+    for engine in ("legato", "llama.cpp"):
+        served, alone = found[f"{engine} served"], found[f"{engine} alone"]
+        kept_part[engine] = min(1.0, median(s / max(1e-9, a) for s, a in zip(served, alone, strict=True)))
+        speed[f"{engine} alone"] = speed[f"{engine} served"] / max(1e-9, kept_part[engine])
+    lead = {way: speed[f"legato {way}"] / max(1e-9, speed[f"llama.cpp {way}"]) for way in ("served", "alone")}
+    kept = kept_part["legato"] / max(1e-9, kept_part["llama.cpp"])
+    return {"out_tok_s": speed, "rounds": found, "lead": lead, "kept_part": kept_part, "kept": kept}
 
 
 def main() -> None:
@@ -130,7 +143,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--decode", type=int, default=64)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--save", type=Path)
     asked = parser.parse_args()
     rows = []

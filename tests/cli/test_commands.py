@@ -12,6 +12,8 @@ from alphabet import CONTEXT, write_alphabet, write_folder
 
 from legato.bench.offline import varied
 from legato.cli.group import COMMANDS
+from legato.core.events import Event
+from legato.engine import Engine
 from legato.kernels.cpu import load_library
 
 TIMINGS = {"queue_ms", "prefill_ms", "ttft_ms", "decode_ms", "decode_tok_s", "prompt_tok_s", "cached_tokens"}
@@ -282,6 +284,23 @@ def test_bench_offline(run: Run, alphabet: Path) -> None:
     for more in ([], ["--static"]):
         [varied] = only_json(run(*args, "-n", "20", "--vary", *more).out)
         assert (varied["vary"], varied["static"], varied["decode"]) == (True, bool(more), 4)
+
+
+def test_bench_offline_of_few_at_once(run: Run, alphabet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    most: list[int] = []
+    kept = Engine.step
+
+    def step(engine: Engine) -> list[Event]:
+        events = kept(engine)
+        most.append(engine.ledger.recent[-1].num_seqs if engine.ledger.recent else 0)
+        return events
+
+    monkeypatch.setattr(Engine, "step", step)
+    args = ["bench", "offline", "-m", alphabet, "-n", "5", "--prompt", "12", "--decode", "4", "--json"]
+    for more, at_once in ([], 5), (["--max-seqs", "2"], 2):
+        most.clear()
+        assert run(*args, *more).code == 0 and max(most) == at_once
+    assert "max_seqs='0' is not allowed" in run(*args, "--max-seqs", "0").err
 
 
 def test_lengths_that_vary_keep_their_mean() -> None:

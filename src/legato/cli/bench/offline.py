@@ -14,6 +14,7 @@ import click
 from legato.cli.bench.common import billed, receipt, rounded
 from legato.cli.options import bench_options, bill_options, config_of, json_option, save_option
 from legato.cli.terminal import Terminal
+from legato.config import SETTINGS
 
 OFFLINE_ITL_MS = 60_000.0  # nobody reads along: whole steps
 
@@ -29,7 +30,8 @@ OFFLINE_ITL_MS = 60_000.0  # nobody reads along: whole steps
 @click.option(
     "--shared-prefix", type=click.IntRange(0), default=0, metavar="P", help="cached tokens before each prompt"
 )
-@click.option("--static", is_flag=True, help="batches of max_seqs that nobody joins, as a baseline")
+@click.option("--max-seqs", metavar="N", help=f"{SETTINGS['max_seqs'].help} (default: all of them)")
+@click.option("--static", is_flag=True, help="batches of --max-seqs that nobody joins, as a baseline")
 @click.option("--vary", is_flag=True, help="answers of 1 to 2 x --decode tokens, --decode on average")
 @save_option
 @json_option
