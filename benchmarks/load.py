@@ -37,7 +37,7 @@ from legato.bench.record import make_record, write_record
 
 LEGATO = (sys.executable, "-m", "legato", "bench")
 QUIET = subprocess.DEVNULL
-REQUESTS, LEAST = 4, 16  # of each stream, and of all: so many that beginning and end weigh little
+REQUESTS, LEAST = 6, 16  # of each stream, and of all: so many that beginning and end weigh little
 
 
 def rows_of(command: list[str]) -> list[dict[str, Any]]:
