@@ -221,6 +221,8 @@ def measure(models: Sequence[str | None], rounds: int, part: float) -> list[dict
         full = sum(len(point.counting()) >= rounds for point in points)
         said = f"{full} of {len(points)} points have their {rounds} rounds"
         print(f"round {number + 1}: {time.perf_counter() - started:.0f} s, {said}", file=sys.stderr, flush=True)
+        if full == len(points):
+            break
     return [row_of(point, part) for model in measured for point in model.points]
 
 
