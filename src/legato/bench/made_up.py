@@ -138,9 +138,11 @@ def made_up_executor(
     )
 
 
-def batch_of(starts: Sequence[int], length: int = 1, logits: int = 1) -> Batch:
-    """A step of one sequence for each of `starts`: so many tokens computed, `length` more. Pages lie in order."""
-    slices, page = [], 0
+def batch_of(starts: Sequence[int], length: int = 1, logits: int = 1, page: int = 0) -> Batch:
+    """A step of one sequence for each of `starts`: so many tokens computed, `length` more. Pages lie in order, the
+    first one is `page`.
+    """
+    slices = []
     for number, start in enumerate(starts):
         end = start + length
         count = -(-end // PAGE_SIZE)

@@ -46,6 +46,7 @@ FEW_LOOKS = (
 LOOKING = ((KvFormat.INT8, 128), (KvFormat.BF16, 64), (KvFormat.INT4, 64))  # int8 and 64: the models of products
 LOOKS = (*DECODES, *PROMPTS)
 MOST_TOKENS = max(load.tokens for load in LOOKS) + 64 * PAGE_SIZE
+PLACES = 8  # where a load's keys and values lie, in turn: a real model's are in no cache when their layer comes again
 LEAST, LEAST_S, ENOUGH_S = 2, 0.02, 0.15  # repetitions of a step in a round, and seconds after which one is enough
 DRIFT = 1.33  # times faster or slower than calibrated: then a machine is measured again
 DISK_BYTES = 64 << 20
@@ -59,7 +60,7 @@ class Calibration:
 
     def __init__(self, backend: Backend, threads: int, *, small: bool = False) -> None:
         self._backend, self._threads, self._small = backend, threads, small
-        self._models: list[tuple[Executor, Shape, tuple[Load, ...]]] = []
+        self._models: list[tuple[Executor, Shape, tuple[Load, ...], int]] = []
 
     def open(self) -> Iterator[None]:
         """Makes the models; yields after each."""
@@ -83,14 +84,16 @@ class Calibration:
     def _add(self, name: str, spec: ArchSpec, fmt: WeightFormat, kv_format: KvFormat = KvFormat.INT8) -> None:
         """A model and its loads: all of them say what products cost, but for "looking"; "tiny" what nothing costs."""
         looks = fmt is FORMATS[0] and name != "tiny"
+        kv_tokens = MOST_TOKENS if looks else 0
         executor = made_up_executor(
             self._backend, spec, fmt, kv_format, max_tokens=max(ROWS), max_seqs=max(d.streams for d in DECODES),
-            kv_tokens=MOST_TOKENS if looks else 0,
+            kv_tokens=kv_tokens,
         )  # fmt: skip
         executor.touch_pages()
         both = (*PRODUCTS, *(LOOKS if looks else ()))
         loads = {"tiny": PRODUCTS[:1], "looking": FEW_LOOKS}.get(name, both)
-        self._models.append((executor, Shape(name, spec, fmt, kv_format, looks), tuple(dict.fromkeys(loads))))
+        shape = Shape(name, spec, fmt, kv_format, looks)
+        self._models.append((executor, shape, tuple(dict.fromkeys(loads)), kv_tokens // PAGE_SIZE))
 
     def round(self, found: Found) -> Iterator[None]:
         """Each figure once more, into `found`; yields after each."""
@@ -98,9 +101,9 @@ class Calibration:
         for name, count in (("1", 1), ("all", self._threads)):
             found.reading.setdefault(name, []).extend(read_gb_s(self._backend, count, read_s))
             yield
-        for executor, shape, loads in self._models:
+        for executor, shape, loads, num_pages in self._models:
             for load in loads:
-                _run(executor, found.of(shape, load), 0.0 if self._small else LEAST_S)
+                _run(executor, found.of(shape, load), 0.0 if self._small else LEAST_S, num_pages)
                 yield
         found.overheads += step_overhead_s(self._backend)
         yield
@@ -263,12 +266,15 @@ def _drive(
     return drive(engine, [requests.make(list(prompt), steps) for _ in range(streams)], watch)
 
 
-def _run(executor: Executor, steps: Steps, least_s: float = LEAST_S) -> None:
-    """The step again, at least LEAST times and for so many seconds."""
+def _run(executor: Executor, steps: Steps, least_s: float = LEAST_S, num_pages: int = 0) -> None:
+    """The step again, at least LEAST times and for so many seconds, in other places of `num_pages` each time."""
     load = steps.load
-    batch = batch_of([load.start] * load.streams, load.length)
+    needed = load.streams * -(-(load.start + load.length) // PAGE_SIZE)
+    places = range(0, max(1, min(num_pages, PLACES * needed) - needed + 1), needed)
+    batches = [batch_of([load.start] * load.streams, load.length, page=page) for page in places]
     before, tries, end = executor.laps_ns(), 0, time.perf_counter() + least_s
     while (tries < LEAST and time.perf_counter() < end + ENOUGH_S) or time.perf_counter() < end:
+        batch = batches[tries % len(batches)]
         start = time.perf_counter()
         executor.run(batch)
         seconds = time.perf_counter() - start
