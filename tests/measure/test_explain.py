@@ -20,7 +20,7 @@ from legato.measure.case import Case, Setting
 from legato.measure.cost import Role, attention_flops
 from legato.measure.explain import LABELS, explain, token_line
 from legato.measure.line import fit_line
-from legato.measure.machine import Machine, Sheet
+from legato.measure.machine import AttentionRate, Machine, Sheet
 from legato.measure.step_time import Load, StepCost, StepTimeModel
 from legato.measure.visit import Visit
 from legato.report.explain import page
@@ -250,6 +250,18 @@ def test_formats_with_fewer_bytes_save_their_share_of_reading() -> None:
     kv_ms = 1e3 * case.account.decode.kv
     assert offers[1].saves_ms == pytest.approx(kv_ms * (1 - 132 / 256))
     assert not [a for a in advise(lived(6000, 0, 200, kv="int4"), None) if a.kind == "kv_format"]
+
+
+def test_formats_save_in_the_prompt_what_the_machine_says() -> None:
+    def rate(kv: str, byte: float, prompt_pair: float) -> AttentionRate:
+        return AttentionRate(kv, 0.0, 0.0, 0.0, byte, 0.0, prompt_pair)
+
+    machine = replace(SHEET, attention=(rate("bf16", 3e-11, 3e-11), rate("int8", 3e-11, 1e-11)))
+    case = lived(6000, 0, 50, kv="bf16")
+    case = replace(case, setting=replace(case.setting, machine=machine, kv_formats=("bf16", "int8")))
+    found = advice_of(case)["kv_format"]
+    first, later = 1e3 * case.account.prefill.kv, 1e3 * case.account.decode.kv
+    assert found.saves_ms == pytest.approx(first * 2 / 3 + later * (1 - 132 / 256))
 
 
 def test_threads_are_advised_only_where_more_were_measured() -> None:

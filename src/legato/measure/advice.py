@@ -151,33 +151,42 @@ def _fewer_tokens(case: Case, line: Line | None) -> Iterator[Advice]:
 
 
 def _kv(case: Case, line: Line | None) -> Iterator[Advice]:
-    """Formats of fewer bytes; where the machine's rates tell formats apart, by those."""
-    s, felt = case.setting, case.account.decode
+    """Formats of fewer bytes; where the machine's rates tell formats apart, by those, for the prompt too."""
+    s, first, later = case.setting, case.account.prefill, case.account.decode
     now = decode_kv_bytes(case)
     if not now or s.kv not in s.kv_formats:
         return
     for kv in s.kv_formats:
-        setting = replace(s, kv=kv)
-        then = decode_kv_bytes(replace(case, setting=setting))
-        left = _looking(case, kv) / _looking(case, s.kv) if s.machine is not None else then / now
+        then = decode_kv_bytes(replace(case, setting=replace(s, kv=kv)))
         if then >= now:
             continue
+        prompt_left, left = 1.0, then / now
+        if s.machine is not None:
+            prompt_left, left = (_looking(case, kv, part) / _looking(case, s.kv, part) for part in ("prompt", "answer"))
+        prompt_ms, answer_ms = 1e3 * first.kv, 1e3 * later.kv
         yield Advice(
             "kv_format",
             f"keys and values in {kv} instead of {s.kv} (--kv {kv})",
-            1e3 * felt.kv * (1.0 - left),
+            prompt_ms * (1.0 - prompt_left) + answer_ms * (1.0 - left),
             0.0,
-            figures={"kv": kv, "kv_ms": 1e3 * felt.kv, "bytes": now, "bytes_then": then, "time_left": left},
+            figures={
+                "kv": kv, "kv_ms": answer_ms, "bytes": now, "bytes_then": then, "time_left": left,
+                "prompt_kv_ms": prompt_ms, "prompt_time_left": prompt_left,
+            },
             assumed="rounding keys and values more coarsely is acceptable",
-        )
+        )  # fmt: skip
 
 
-def _looking(case: Case, kv: str) -> float:
-    """Predicted seconds of a step in the middle of the answer, of what looks back."""
-    s = case.setting
+def _looking(case: Case, kv: str, part: str) -> float:
+    """Predicted seconds of what looks back: in the prompt's steps, or in one in the middle of the answer."""
+    s, usage = case.setting, case.usage
     assert s.machine is not None
-    step = Predictor(s.spec, s.bits, kv, s.machine).itl(case.usage.num_prompt_tokens + case.decoded // 2)
-    return step.kv + step.attention
+    predictor, prompt = Predictor(s.spec, s.bits, kv, s.machine), usage.num_prompt_tokens
+    if part == "prompt":
+        took = predictor.ttft(prompt, usage.num_cached_tokens, s.chunk)
+    else:
+        took = predictor.itl(prompt + case.decoded // 2)
+    return took.kv + took.attention
 
 
 def _threads(case: Case, line: Line | None) -> Iterator[Advice]:
