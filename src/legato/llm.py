@@ -9,13 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard, Unpack
 
 import numpy as np
@@ -29,6 +28,7 @@ from legato.core.request import Request, SamplingParams
 from legato.core.sequence import FinishReason
 from legato.core.sequence import Sequence as EngineSequence
 from legato.errors import CapacityError, EngineError, RequestError, UsageError
+from legato.interrupt import no_interrupt
 from legato.kernels.ops import FloatArray
 from legato.measure.step_time import Load
 from legato.measure.visit import Visit
@@ -322,7 +322,7 @@ class LLM:
         """One step; its events go to their answers. Ctrl-C waits for the step to end."""
         with self._lock:
             self._check_open()
-            with _no_interrupt():
+            with no_interrupt():
                 events = self.parts.engine.step()
                 for event in events:
                     if event.request_id in self._answers:
@@ -505,24 +505,3 @@ def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: i
 
 def _is_conversation(prompt: object) -> TypeGuard[Sequence[Message]]:
     return isinstance(prompt, (list, tuple)) and bool(prompt) and isinstance(prompt[0], Mapping)
-
-
-@contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Holds Ctrl-C back, so that no step is cut in half, where Python's own handler would raise at once."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    seen: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if seen:
-        raise KeyboardInterrupt

@@ -13,9 +13,10 @@ from legato.errors import RequestError
 from legato.server.ask import Chat
 from legato.server.exchange import Exchange
 from legato.server.jsonbody import dumps, parse
+from legato.server.prompts import prompt_ids
 from legato.server.protocols.openai.words import error_body
 from legato.server.routes import Route
-from legato.server.service import Service, prompt_ids
+from legato.server.service import Service
 
 MAX_IDS = 1 << 20
 
