@@ -75,6 +75,15 @@ def test_vllms_names_come_only_when_asked_for(live: Live, echo: Live) -> None:
     own = f"{{engine=0,model_name={NAME}}}"
     assert found["vllm:num_requests_running" + own] == found["legato_requests_running"]
     assert found["vllm:time_to_first_token_seconds_count" + own] == found["legato_time_to_first_token_seconds_count"]
+    for theirs, ours in (
+        ("gpu_cache_usage_perc", "kv_usage_ratio"),
+        ("time_per_output_token_seconds_count", "inter_token_latency_seconds_count"),
+        ("request_inference_time_seconds_count", "working_seconds_count"),
+        ("request_params_n_sum", "answers_asked_sum"),
+        ("request_params_max_tokens_sum", "answer_limit_tokens_sum"),
+        ("request_max_num_generation_tokens_sum", "answer_limit_tokens_sum"),
+    ):
+        assert found[f"vllm:{theirs}{own}"] == found[f"legato_{ours}"], theirs
     length = f"{{engine=0,finished_reason=length,model_name={NAME}}}"
     assert found["vllm:request_success_total" + length] == found["legato_answers_total{finish_reason=length}"] > 0
 
@@ -120,6 +129,10 @@ def test_what_was_served_is_what_is_counted(live: Live) -> None:
     for name in ("time_to_first_token", "queue", "prefill", "decode", "answer", "time_per_output_token"):
         assert grown(f"legato_{name}_seconds_count") == 4, name
     assert grown("legato_inter_token_latency_seconds_count") == 16
+    assert grown("legato_answers_asked_sum") == 1 + 1 + 2 and grown("legato_answers_asked_count") == 3
+    assert grown("legato_answer_limit_tokens_sum") == 3 * 5
+    working = grown("legato_prefill_seconds_sum") + grown("legato_decode_seconds_sum")
+    assert grown("legato_working_seconds_sum") == pytest.approx(working)
     hits, misses = grown("legato_prefix_hit_tokens_total"), grown("legato_prefix_miss_tokens_total")
     assert hits + misses == 17
     assert after["legato_kv_pages{state=in_use}"] == 0
@@ -256,8 +269,15 @@ def test_the_dashboard_asks_only_for_what_there_is(live: Live) -> None:
 def test_every_family_of_ours_is_on_the_dashboard_or_said_not_to_be(live: Live) -> None:
     text = DASHBOARD.read_text()
     families = {f.name for f in text_string_to_metric_families(live.ask("GET", "/metrics").body.decode())}
-    shown_by_others = {"kv_usage_ratio", "prefix_miss_tokens", "output_tokens", "steps"}
-    rare = {"model_info", "context_tokens", "page_leaks", "accepted_draft_tokens"}
+    shown_by_others = {"kv_usage_ratio", "prefix_miss_tokens", "output_tokens", "steps", "working_seconds"}
+    rare = {
+        "model_info",
+        "context_tokens",
+        "page_leaks",
+        "accepted_draft_tokens",
+        "answers_asked",
+        "answer_limit_tokens",
+    }
     left_out = {f"legato_{name}" for name in shown_by_others | rare}
     ours = {name for name in families if not name.startswith("vllm:")}
     assert {name for name in ours if not re.search(rf"\b{name}(?:_total|_bucket)?{{", text)} == left_out

@@ -21,6 +21,7 @@ LAG_SECONDS = (0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25,
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 BYTES = (1e6, 1e7, 3e7, 1e8, 3e8, 1e9, 3e9, 1e10, 3e10, 1e11)
 TOKENS = (1.0, 8.0, 32.0, 128.0, 512.0, 2048.0, 8192.0, 32768.0, 131072.0)
+ANSWERS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 NO_ROUTE = "none"
 
 
@@ -43,6 +44,8 @@ class Meters:
     """All that one server has counted.
 
     itl         between two pieces of one answer, as they reach the event loop
+    working     prefill and decode together
+    choices     answers that one prompt asked for; allowed: the most tokens that each of them may have
     read_bytes, wall_share  of single steps: those that were seen when somebody looked, a few times a second
     """
 
@@ -52,9 +55,10 @@ class Meters:
         self.misses = dict.fromkeys(MissCause, 0)
         self.prompt_tokens = self.cached_tokens = self.output_tokens = 0
         self.queue, self.ttft, self.prefill = Histogram(SECONDS), Histogram(SECONDS), Histogram(SECONDS)
-        self.decode, self.whole = Histogram(SECONDS), Histogram(SECONDS)
+        self.decode, self.working, self.whole = Histogram(SECONDS), Histogram(SECONDS), Histogram(SECONDS)
         self.itl, self.tpot = Histogram(TOKEN_SECONDS), Histogram(TOKEN_SECONDS)
-        self.prompt_sizes, self.answer_sizes = Histogram(TOKENS), Histogram(TOKENS)
+        self.prompt_sizes, self.answer_sizes, self.allowed = Histogram(TOKENS), Histogram(TOKENS), Histogram(TOKENS)
+        self.choices = Histogram(ANSWERS)
         self.lag = Histogram(LAG_SECONDS)
         self.read_bytes, self.wall_share = Histogram(BYTES), Histogram(SHARES)
         self._last: dict[int, float] = {}
@@ -65,6 +69,11 @@ class Meters:
         kind = "gone" if status == 499 else f"{status // 100}xx" if 100 <= status < 600 else "none"
         key = path, kind
         self.requests[key] = self.requests.get(key, 0) + 1
+
+    def asked(self, answers: int, tokens: int) -> None:
+        """A prompt that was admitted, with so many answers of so many tokens at most."""
+        self.choices.add(answers)
+        self.allowed.add(tokens)
 
     def step(self, events: Sequence[Event], now: float) -> None:
         """What one step told. Answers that waited equally long, as all of a batch did, are added at once."""
@@ -121,5 +130,6 @@ class Meters:
         self.prefill.add(first - scheduled)
         if finished is not None:
             self.decode.add(finished - first)
+            self.working.add(finished - scheduled)
             if usage.num_output_tokens > 1:
                 self.tpot.add((finished - first) / (usage.num_output_tokens - 1))

@@ -83,9 +83,12 @@ def _of_meters(meters: Meters) -> Iterator[Family]:
     yield _histogram("queue_seconds", "From arrival until first scheduled", meters.queue)
     yield _histogram("prefill_seconds", "From first scheduled to the first token", meters.prefill)
     yield _histogram("decode_seconds", "From the first token to the last", meters.decode)
+    yield _histogram("working_seconds", "From first scheduled to the last token", meters.working)
     yield _histogram("answer_seconds", "From arrival to the last token", meters.whole)
     yield _histogram("prompt_size_tokens", "Tokens of one prompt", meters.prompt_sizes)
     yield _histogram("answer_size_tokens", "Tokens of one answer", meters.answer_sizes)
+    yield _histogram("answer_limit_tokens", "Most tokens that one answer may have", meters.allowed)
+    yield _histogram("answers_asked", "Answers that one prompt asked for", meters.choices)
     yield _histogram("event_loop_lag_seconds", "How late the event loop wakes", meters.lag)
     yield _histogram("step_read_bytes", "Weights, keys and values that a step reads", meters.read_bytes)
     text = "Time that reading would take at this machine's pace, of a decode step's time"
@@ -130,26 +133,34 @@ def _of_model(model: Model, snapshot: Snapshot) -> Iterator[Family]:
         yield _counter("wall_seconds_total", "Time that reading them takes at this machine's pace", seconds)
 
 
-VLLM = {
-    "requests_running": "num_requests_running",
-    "requests_waiting": "num_requests_waiting",
-    "kv_usage_ratio": "kv_cache_usage_perc",
-    "preemptions_total": "num_preemptions_total",
-    "prompt_tokens_total": "prompt_tokens_total",
-    "prefix_hit_tokens_total": "prefix_cache_hits_total",
-    "generated_tokens_total": "generation_tokens_total",
-    "time_to_first_token_seconds": "time_to_first_token_seconds",
-    "inter_token_latency_seconds": "inter_token_latency_seconds",
-    "time_per_output_token_seconds": "request_time_per_output_token_seconds",
-    "answer_seconds": "e2e_request_latency_seconds",
-    "queue_seconds": "request_queue_time_seconds",
-    "prefill_seconds": "request_prefill_time_seconds",
-    "decode_seconds": "request_decode_time_seconds",
-    "prompt_size_tokens": "request_prompt_tokens",
-    "answer_size_tokens": "request_generation_tokens",
-    "answers_total": "request_success_total",
-    "accepted_draft_tokens_total": "spec_decode_num_accepted_tokens_total",
-}
+VLLM = (
+    ("requests_running", "num_requests_running"),
+    ("requests_waiting", "num_requests_waiting"),
+    ("kv_usage_ratio", "kv_cache_usage_perc"),
+    ("kv_usage_ratio", "gpu_cache_usage_perc"),  # the older name, which boards still ask for
+    ("preemptions_total", "num_preemptions_total"),
+    ("prompt_tokens_total", "prompt_tokens_total"),
+    ("prompt_tokens_total", "prefix_cache_queries_total"),
+    ("prefix_hit_tokens_total", "prefix_cache_hits_total"),
+    ("prefix_hit_tokens_total", "prompt_tokens_cached_total"),
+    ("generated_tokens_total", "generation_tokens_total"),
+    ("time_to_first_token_seconds", "time_to_first_token_seconds"),
+    ("inter_token_latency_seconds", "inter_token_latency_seconds"),
+    ("inter_token_latency_seconds", "time_per_output_token_seconds"),  # the older name of the same
+    ("time_per_output_token_seconds", "request_time_per_output_token_seconds"),
+    ("answer_seconds", "e2e_request_latency_seconds"),
+    ("queue_seconds", "request_queue_time_seconds"),
+    ("prefill_seconds", "request_prefill_time_seconds"),
+    ("decode_seconds", "request_decode_time_seconds"),
+    ("working_seconds", "request_inference_time_seconds"),
+    ("prompt_size_tokens", "request_prompt_tokens"),
+    ("answer_size_tokens", "request_generation_tokens"),
+    ("answer_limit_tokens", "request_params_max_tokens"),
+    ("answer_limit_tokens", "request_max_num_generation_tokens"),
+    ("answers_asked", "request_params_n"),
+    ("answers_total", "request_success_total"),
+    ("accepted_draft_tokens_total", "spec_decode_num_accepted_tokens_total"),
+)
 """Our names to those of vLLM 0.32, for dashboards and routers that look for these."""
 
 
@@ -157,11 +168,8 @@ def aliases(found: list[Family], model: Model) -> list[Family]:
     """The same figures under vLLM's names, with the labels that it gives them."""
     own = (("model_name", model.name), ("engine", "0"))
     by_name = {family.name.removeprefix("legato_"): family for family in found}
-    by_name["prompt_tokens_cached_total"] = by_name["prefix_hit_tokens_total"]
-    names = [*VLLM.items(), ("prompt_tokens_cached_total", "prompt_tokens_cached_total")]
-    names.append(("prompt_tokens_total", "prefix_cache_queries_total"))
     out = []
-    for ours, theirs in names:
+    for ours, theirs in VLLM:
         if ours in by_name:
             family = by_name[ours]
             samples = tuple(replace(s, labels=(*own, *_renamed(s.labels))) for s in family.samples)

@@ -259,6 +259,9 @@ class Service:
             if self.rates is not None:
                 self.rates.mark()
             await self.bridge.submit(requests)
+            for request in requests:
+                most = self.model.context_length - len(request.prompt_ids)
+                self.meters.asked(request.params.n, min(most, request.params.max_tokens or most))
         except BaseException:
             if stream is not None:  # a cancelled wait may have left it admitted
                 stream.abort()
