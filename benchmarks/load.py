@@ -73,11 +73,15 @@ def llama_server(asked: argparse.Namespace) -> Iterator[str]:
         server.wait(20)
 
 
+def sizes(streams: int, asked: argparse.Namespace) -> list[str]:
+    requests = max(LEAST, REQUESTS * streams)
+    return [f"--prompt={asked.prompt}", f"--decode={asked.decode}", f"--requests={requests}"]
+
+
 def served(url: str, streams: int, asked: argparse.Namespace, seed: int) -> dict[str, Any]:
     """One level of load."""
-    sizes = [f"--prompt={asked.prompt}", f"--decode={asked.decode}", f"--requests={max(LEAST, REQUESTS * streams)}"]
     load = [f"--concurrency={streams}", f"--seed={seed}", "--json"]
-    rows = rows_of([*LEGATO, "serve", "--url", url, *sizes, *load])
+    rows = rows_of([*LEGATO, "serve", "--url", url, *sizes(streams, asked), *load])
     return rows[0] if rows else {}
 
 
@@ -85,9 +89,8 @@ def alone(engine: str, streams: int, asked: argparse.Namespace) -> float:
     """Output tokens a second without any server."""
     if engine == "legato":
         model = ["-m", asked.model] if asked.model else []
-        sizes = [f"--prompt={asked.prompt}", f"--decode={asked.decode}", f"--requests={max(LEAST, REQUESTS * streams)}"]
         options = [f"--max-seqs={streams}", f"--threads={asked.threads}", "--json"]
-        rows = rows_of([*LEGATO, "offline", *model, *sizes, *options])
+        rows = rows_of([*LEGATO, "offline", *model, *sizes(streams, asked), *options])
     else:
         numbers = [1, streams, asked.prompt, asked.decode, asked.threads]
         command = [asked.llama_python, str(SCRIPT), "llama.cpp", asked.llama_model, "", *map(str, numbers)]
