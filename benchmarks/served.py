@@ -53,10 +53,11 @@ async def stream(port: int, body: bytes) -> tuple[int, float]:
     """Tokens by the stream's own usage, and seconds to its first chunk."""
     start = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    )
-    writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
+    fields = f"Host: 127.0.0.1:{port}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    writer.write(f"POST /v1/completions HTTP/1.1\r\n{fields}Connection: close\r\n\r\n".encode() + body)
+    status = await reader.readline()
+    if b" 200 " not in status:
+        raise SystemExit(f"refused: {status.decode().strip()}: {(await reader.read())[-300:].decode()}")
     first, tokens = 0.0, 0
     async for line in reader:
         if line.startswith(b"data: {"):
