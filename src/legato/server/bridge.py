@@ -99,8 +99,8 @@ class Bridge(Protocol):
     def pulse(self) -> Pulse:
         """Whether the engine lives, without waiting."""
 
-    def progress(self) -> Progress | None:
-        """How far loading has come, without waiting; None when there is nothing to tell."""
+    def progress(self) -> Progress:
+        """How far loading has come, without waiting; once it is over, the last that was told."""
 
     def retire(self) -> None:
         """No other engine is started from now on."""

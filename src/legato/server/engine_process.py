@@ -109,7 +109,7 @@ class EngineProcess:
         self._ends: deque[float] = deque()
         self._begun, self._start_s = 0.0, 1.0
         self._snapshot: Snapshot | None = None
-        self._progress: Progress | None = None
+        self._progress = Progress("starting the engine")
         self._shown = Shown(served.loading)
         self._beat = wire.Beat(0.0, 0.0)
         self._beat_at = self._silent_s = self._hung_s = 0.0
@@ -168,7 +168,7 @@ class EngineProcess:
             return Pulse(self.lost.done(), True, self._silent_s, silent_after_s)
         return Pulse(self.lost.done(), self._works and beat.busy_s > limit_s, busy_s, limit_s)
 
-    def progress(self) -> Progress | None:
+    def progress(self) -> Progress:
         return self._progress
 
     def retire(self) -> None:
@@ -350,7 +350,7 @@ class EngineProcess:
             waiting.set_result(reply.wall)
 
     def _ready(self, card: Card) -> None:
-        self._works, self._progress = True, None
+        self._works = True
         self._start_s = self._clock() - self._begun
         if not self._card.done():
             self._served.loading.done()

@@ -51,7 +51,7 @@ class EngineThread:
         self._ready: asyncio.Future[Model] = loop.create_future()
         self._parts: Assembly | None = None
         self._snapshot: Snapshot | None = None
-        self._progress: Progress | None = Progress("reading the model's files")
+        self._progress = Progress("reading the model's files")
         self.lost: asyncio.Future[LegatoError] = loop.create_future()  # never done: its server stays, and says so
         self.num_restarts = self.pid = 0
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
@@ -92,7 +92,7 @@ class EngineThread:
         dead = self._ready.done() and not self._thread.is_alive() and not self._engine_loop.closing
         return Pulse(dead, busy_s > limit_s, busy_s, limit_s)
 
-    def progress(self) -> Progress | None:
+    def progress(self) -> Progress:
         return self._progress
 
     def retire(self) -> None:
@@ -127,7 +127,7 @@ class EngineThread:
         except BaseException as error:
             self._post(_settle, self._ready, None, error)
             return
-        self._parts, self._progress = parts, None
+        self._parts = parts
         self._post(_settle, self._ready, model, None)
         ended: LegatoError = EngineError("the engine has ended")
         try:

@@ -64,10 +64,8 @@ def readiness(service: Service) -> tuple[int, dict[str, Any]]:
     return 503, shown
 
 
-def _progress(progress: Progress | None) -> dict[str, Any] | None:
+def _progress(progress: Progress) -> dict[str, Any]:
     """What is being done, and how much of it; the fraction is null where nobody knows how much it will be."""
-    if progress is None:
-        return None
     fraction = progress.fraction
     shown = {"what": progress.what, "fraction": None if fraction is None else round(fraction, 4)}
     return shown | {"done_bytes": progress.done, "total_bytes": progress.total} if progress.total else shown
