@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import signal
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
 
+import legato.core.request
 from legato.config import Config
 from legato.kernels.cpu import load_library
 from legato.weights.catalog import BUILT_INS, cached
@@ -15,6 +17,14 @@ from legato.weights.catalog import BUILT_INS, cached
 # A shell starts background jobs with SIGINT ignored, and children inherit that: the Ctrl-C tests would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Seeds that no request gives are drawn from the test's name: what is red is red again.
+_seeds = random.Random()
+legato.core.request.fresh_seed = lambda: _seeds.getrandbits(53)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    _seeds.seed(item.nodeid)
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard, Unpack
@@ -295,8 +294,7 @@ class LLM:
     # -- the loop -------------------------------------------------------------------------------------------------
 
     def _submit(self, ids: list[int], params: SamplingParams, visit: Visit, **terms: Unpack[Terms]) -> Answer:
-        if params.seed is None:
-            params = replace(params, seed=int.from_bytes(os.urandom(8), "little") >> 1)
+        params = params.seeded()
         visit("")
         self.parts.runner.admit(params)
         if params.grammar is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from functools import partial
 
 import pytest
 from page_echo import PageEcho, plain_answer
@@ -69,7 +71,9 @@ def test_two_that_want_sixty_percent_each_take_turns() -> None:
 def test_a_sequence_preempted_eight_times_is_pinned_and_finishes() -> None:
     """Whenever an unimportant sequence runs, an important one comes that wants its pages; eight times it gets them."""
     runner = PageEcho(64, 1, 500)
-    engine = Engine(runner, num_pages=64, page_size=1, max_tokens=64, max_seqs=4, context_length=99, vocab_size=500)
+    steady = partial(next, itertools.count(step=0.001))  # how much a step takes in must not hang on this machine's pace
+    sizes = {"num_pages": 64, "page_size": 1, "max_tokens": 64, "max_seqs": 4}
+    engine = Engine(runner, **sizes, context_length=99, vocab_size=500, clock=steady)
     low = Request("low", (1, 2), SamplingParams(max_tokens=50), priority=5)
     told: dict[str, list[int]] = {"low": []}
     requests = {"low": low}

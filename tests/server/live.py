@@ -220,14 +220,22 @@ def alphabet_assembly(path: Path, **settings: object) -> Callable[[], Assembly]:
 
 
 def echo_assembly(
-    path: Path, *, num_pages: int = 512, page_size: int = 8, max_seqs: int = 16, context: int = 400, pace: float = 0.0
+    path: Path,
+    *,
+    num_pages: int = 512,
+    page_size: int = 8,
+    max_seqs: int = 16,
+    context: int = 400,
+    pace: float = 0.0,
+    ends: bool = True,
 ) -> Callable[[], Assembly]:
-    """The page-echo model under the alphabet's tokenizer; `pace` seconds are added to each step."""
+    """The page-echo model under the alphabet's tokenizer; `pace` seconds are added to each step. Unless it ends, its
+    answers go on to their limit."""
 
     def load() -> Assembly:
         source = open_model(path)
         tokenizer = open_tokenizer(source)
-        eos = frozenset(tokenizer.eos_ids)
+        eos = frozenset(tokenizer.eos_ids if ends else ())
         runner = PageEcho(num_pages, page_size, tokenizer.vocab_size, eos)
         runner.during = lambda plan: time.sleep(pace)
         engine = Engine(

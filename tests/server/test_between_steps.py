@@ -29,7 +29,7 @@ def test_work_is_done_on_the_engines_thread_and_its_end_is_told(echo: Live) -> N
 
 
 def test_no_step_runs_meanwhile(alphabet: Path) -> None:
-    with running(echo_assembly(alphabet, pace=0.005)) as live:
+    with running(echo_assembly(alphabet, pace=0.005, ends=False)) as live:
         link = live.open({"prompt": "a", "max_tokens": 300, "stream": True})
         live.wait(lambda: live.parts.engine.has_work, 5, "it runs")
 

@@ -84,7 +84,7 @@ def test_llama_index_is_told_the_context_which_it_would_guess(
 
 
 def test_a_server_with_keys_wants_one(alphabet: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with running(echo_assembly(alphabet), api_keys=("sk-secret",)) as locked:
+    with running(echo_assembly(alphabet, ends=False), api_keys=("sk-secret",)) as locked:
         assert main(["launch", "python", "--url", locked.url]) == 2
         assert "--api-key" in capsys.readouterr().err
         assert main(["launch", "python", "--url", locked.url, "--api-key", "sk-secret"]) == 0

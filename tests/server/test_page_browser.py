@@ -75,7 +75,7 @@ def letters_long(alphabet: Path) -> Iterator[Live]:
 @pytest.fixture(scope="module")
 def unhurried(alphabet: Path) -> Iterator[Live]:
     """Random letters, a few a second, without an end."""
-    with running(echo_assembly(alphabet, pace=0.05)) as live:
+    with running(echo_assembly(alphabet, pace=0.05, ends=False)) as live:
         yield live
 
 

@@ -173,7 +173,7 @@ def test_openais_client_raises_the_right_errors(letters: Live) -> None:
 
 
 def test_openais_client_raises_on_an_error_in_mid_stream(alphabet: Path) -> None:
-    with running(echo_assembly(alphabet)) as live:
+    with running(echo_assembly(alphabet, ends=False)) as live:
         runner: Any = live.parts.runner
         runner.spoil = lambda seq: seq.num_output_tokens == 3
         client = openai.OpenAI(base_url=live.url + "/v1", api_key="none", max_retries=0)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import enum
 import math
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from legato.errors import RequestError
 
@@ -32,6 +33,10 @@ def _is_number(x: object) -> bool:
 
 def _is_int(x: object) -> bool:
     return isinstance(x, int) and not isinstance(x, bool)
+
+
+def fresh_seed() -> int:
+    return int.from_bytes(os.urandom(8), "little") >> 11
 
 
 class GrammarKind(enum.StrEnum):
@@ -128,6 +133,10 @@ class SamplingParams:
         whole("n", 1, MAX_N)
         _check(isinstance(self.ignore_eos, bool), "ignore_eos", self.ignore_eos, "true or false")
         _check(self.grammar is None or isinstance(self.grammar, Grammar), "grammar", self.grammar, "a Grammar")
+
+    def seeded(self) -> SamplingParams:
+        """The same, with a seed drawn if there is none: of 53 bits, which any JSON reader keeps exact."""
+        return self if self.seed is not None else replace(self, seed=fresh_seed())
 
     def _check_stops(self) -> None:
         for name in ("stop", "stop_token_ids"):

@@ -160,17 +160,15 @@ class EngineLoop:
         self._busy_since = self._clock()
         if commands:
             self._obey(engine, commands)
-        if engine.has_work:
-            events = engine.step()
-            now = self._clock()
-            for event in events:
-                event.at = now
-            if events:
-                self._listener.happened(events)
+        events = engine.step() if engine.has_work else []
         now = self._clock()
+        for event in events:
+            event.at = now
         self._busy_since = now if engine.has_work else None
         if self._told_at is None or now - self._told_at >= SNAPSHOT_S or not engine.has_work:
-            self._tell(engine)
+            self._tell(engine)  # before the events: who has the last answer finds it counted
+        if events:
+            self._listener.happened(events)
         return True
 
     def _obey(self, engine: Engine, commands: list[Command]) -> None:

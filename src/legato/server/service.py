@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -341,9 +340,7 @@ class Service:
             raise OverloadedError(f"this key has {own} of the {share} places it may take", wait_s)
 
     def _request(self, ask: Ask, ids: Sequence[int], tenant: str) -> Request:
-        params = ask.params
-        if params.seed is None:
-            params = replace(params, seed=secrets.randbits(53))  # any JSON reader keeps it exact
+        params = ask.params.seeded()
         name = f"r{next(self._numbers)}"
         # Among several keys nobody learns, from cached_tokens or the time to a first token, what another has sent.
         salt = f"{tenant} {ask.salt}" if self.many_tenants else ask.salt
