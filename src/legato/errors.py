@@ -56,10 +56,11 @@ class OverloadedError(LegatoError):
     """A sound request that is refused now: the queue is full, or its deadline cannot be met.
 
     retry_after_s  seconds after which trying again makes sense, from the measured pace of what is ahead
+    reason         what there was too little of: "queue", "key" (of the places that one key may take), "deadline"
     """
 
-    def __init__(self, problem: str, retry_after_s: float) -> None:
-        self.retry_after_s = retry_after_s
+    def __init__(self, problem: str, retry_after_s: float, reason: str = "deadline") -> None:
+        self.retry_after_s, self.reason = retry_after_s, reason
         super().__init__(f"{problem}; try again in {retry_after_s:.1f} s")
 
 

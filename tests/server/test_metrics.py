@@ -21,7 +21,7 @@ from legato.core.events import Event, Usage
 from legato.core.sequence import FinishReason
 from legato.measure.ledger import StepRecord
 from legato.server import lifecycle
-from legato.server.meters import Histogram, Meters
+from legato.server.meters import REFUSALS, Histogram, Meters
 from legato.server.model import Wall
 
 DASHBOARD = Path(lifecycle.__file__).parent / "grafana.json"
@@ -170,6 +170,22 @@ def test_steps_are_held_against_the_wall_once() -> None:
         meters.look([decode, prompt], 40_000_000, 100_000, 10.0)
     assert sum(meters.read_bytes.counts) == 2 and meters.read_bytes.sum == 90_000_000
     assert sum(meters.wall_share.counts) == 1 and meters.wall_share.sum == pytest.approx(0.5)
+    assert sum(meters.step_tokens.counts) == 2 and meters.step_tokens.sum == 6
+
+
+def test_who_is_turned_away_is_counted_by_what_there_was_too_little_of(alphabet: Path) -> None:
+    ask = {"prompt": "a", "max_tokens": 9}
+    with running(echo_assembly(alphabet, max_seqs=1, pace=0.01, ends=False), queue=0, vllm_metrics=True) as live:
+        assert live.post("/v1/completions", {"prompt": "a" * 500}).status == 400
+        assert live.post("/v1/completions", ask | {"n": 2}).status == 400
+        assert live.post("/v1/completions", ask | {"deadline_ms": 1}).status == 429
+        with live.open(ask | {"max_tokens": 300, "stream": True}):
+            live.wait(lambda: live.parts.engine.has_work, 5, "it runs")
+            assert live.post("/v1/completions", ask).status == 429
+        found = samples(live)
+    counted = {reason: found[f"legato_refusals_total{{reason={reason}}}"] for reason in REFUSALS}
+    assert counted == {"queue": 1, "key": 0, "deadline": 1, "length": 1, "away": 0, "invalid": 1}
+    assert found[f"vllm:admission_rejections_total{{engine=0,model_name={NAME},reason=deadline}}"] == 1
 
 
 def test_a_token_costs_less_than_a_microsecond() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from legato.core.events import Event, Usage
 from legato.core.miss import MissCause
 from legato.core.sequence import FinishReason
+from legato.errors import CapacityError, EngineAwayError, LegatoError, OverloadedError
 from legato.measure.ledger import StepRecord
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0)
@@ -23,6 +24,7 @@ BYTES = (1e6, 1e7, 3e7, 1e8, 3e8, 1e9, 3e9, 1e10, 3e10, 1e11)
 TOKENS = (1.0, 8.0, 32.0, 128.0, 512.0, 2048.0, 8192.0, 32768.0, 131072.0)
 ANSWERS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 NO_ROUTE = "none"
+REFUSALS = ("queue", "key", "deadline", "length", "away", "invalid")
 
 
 class Histogram:
@@ -46,13 +48,16 @@ class Meters:
     itl         between two pieces of one answer, as they reach the event loop
     working     prefill and decode together
     choices     answers that one prompt asked for; allowed: the most tokens that each of them may have
-    read_bytes, wall_share  of single steps: those that were seen when somebody looked, a few times a second
+    refusals    requests that were turned away: no room in the queue or for this key, a deadline that cannot be met,
+                more tokens than fit, no engine at the moment, or not sound
+    step_tokens, read_bytes, wall_share  of single steps: those seen when somebody looked, a few times a second
     """
 
     def __init__(self) -> None:
         self.requests: dict[tuple[str, str], int] = {(NO_ROUTE, "4xx"): 0}
         self.answers = dict.fromkeys(FinishReason, 0)
         self.misses = dict.fromkeys(MissCause, 0)
+        self.refusals = dict.fromkeys(REFUSALS, 0)
         self.prompt_tokens = self.cached_tokens = self.output_tokens = 0
         self.queue, self.ttft, self.prefill = Histogram(SECONDS), Histogram(SECONDS), Histogram(SECONDS)
         self.decode, self.working, self.whole = Histogram(SECONDS), Histogram(SECONDS), Histogram(SECONDS)
@@ -60,6 +65,7 @@ class Meters:
         self.prompt_sizes, self.answer_sizes, self.allowed = Histogram(TOKENS), Histogram(TOKENS), Histogram(TOKENS)
         self.choices = Histogram(ANSWERS)
         self.lag = Histogram(LAG_SECONDS)
+        self.step_tokens = Histogram(TOKENS)
         self.read_bytes, self.wall_share = Histogram(BYTES), Histogram(SHARES)
         self._last: dict[int, float] = {}
         self._seen = 0.0
@@ -69,6 +75,17 @@ class Meters:
         kind = "gone" if status == 499 else f"{status // 100}xx" if 100 <= status < 600 else "none"
         key = path, kind
         self.requests[key] = self.requests.get(key, 0) + 1
+
+    def refuse(self, error: LegatoError) -> None:
+        """A prompt that was not admitted."""
+        reason = "invalid"
+        if isinstance(error, OverloadedError):
+            reason = error.reason
+        elif isinstance(error, CapacityError):
+            reason = "length"
+        elif isinstance(error, EngineAwayError) or getattr(error, "status", 0) == 503:
+            reason = "away"
+        self.refusals[reason] += 1
 
     def asked(self, answers: int, tokens: int) -> None:
         """A prompt that was admitted, with so many answers of so many tokens at most."""
@@ -105,6 +122,7 @@ class Meters:
             self._seen = record.started
             nbytes = weight_bytes + kv_bytes_per_token * record.kv_tokens
             self.read_bytes.add(nbytes)
+            self.step_tokens.add(record.prompt_tokens + record.decode_tokens + record.draft_tokens)
             if not record.prompt_tokens and record.seconds > 0:
                 self.wall_share.add(nbytes / (1e9 * read_gb_s) / record.seconds)
 

@@ -71,6 +71,10 @@ def _of_meters(meters: Meters) -> Iterator[Family]:
     requests = [Sample(n, (("route", path), ("status", kind))) for (path, kind), n in sorted(meters.requests.items())]
     yield Family("legato_requests_total", "counter", "Responses, by route and class of status", tuple(requests))
     yield _labelled("answers_total", "Answers that ended, by reason", "finish_reason", meters.answers)
+    text = (
+        "Requests that were not admitted: no room for them or their key, too long, not in time, no engine, or not sound"
+    )
+    yield _labelled("refusals_total", text, "reason", meters.refusals)
     yield _counter("prompt_tokens_total", "Tokens of prompts", meters.prompt_tokens)
     yield _counter("prefix_hit_tokens_total", "Tokens of prompts that the cache had", meters.cached_tokens)
     missed = meters.prompt_tokens - meters.cached_tokens
@@ -90,6 +94,7 @@ def _of_meters(meters: Meters) -> Iterator[Family]:
     yield _histogram("answer_limit_tokens", "Most tokens that one answer may have", meters.allowed)
     yield _histogram("answers_asked", "Answers that one prompt asked for", meters.choices)
     yield _histogram("event_loop_lag_seconds", "How late the event loop wakes", meters.lag)
+    yield _histogram("step_tokens", "Tokens that a step computes", meters.step_tokens)
     yield _histogram("step_read_bytes", "Weights, keys and values that a step reads", meters.read_bytes)
     text = "Time that reading would take at this machine's pace, of a decode step's time"
     yield _histogram("step_wall_share", text, meters.wall_share)
@@ -104,7 +109,6 @@ def _of_engine(snapshot: Snapshot) -> Iterator[Family]:
     yield _labelled("kv_pages", "Pages of keys and values, by state", "state", pages, kind="gauge")
     yield _gauge("kv_usage_ratio", "Pages in use, of all", kv.in_use / kv.total)
     yield _counter("preemptions_total", "Answers that had to give way", stats.num_preemptions)
-    yield _counter("refused_total", "Requests that the engine turned away at its door", stats.num_refused)
     yield _counter("expired_total", "Answers that their deadline ended", stats.num_expired)
     yield _counter("step_faults_total", "Steps that failed as a whole", stats.num_faults)
     yield _counter("page_leaks_total", "Times that pages without an owner were taken back", stats.num_leaks)
@@ -159,6 +163,8 @@ VLLM = (
     ("answer_limit_tokens", "request_max_num_generation_tokens"),
     ("answers_asked", "request_params_n"),
     ("answers_total", "request_success_total"),
+    ("refusals_total", "admission_rejections_total"),
+    ("step_tokens", "iteration_tokens_total"),
     ("accepted_draft_tokens_total", "spec_decode_num_accepted_tokens_total"),
 )
 """Our names to those of vLLM 0.32, for dashboards and routers that look for these."""

@@ -236,6 +236,13 @@ class Service:
 
     async def begin(self, ask: Ask, tenant: str = "") -> AnswerStream:
         """Admits all of `ask` or raises why not: `Problem`, `RequestError`, `CapacityError`, `OverloadedError`."""
+        try:
+            return await self._begin(ask, tenant)
+        except LegatoError as error:
+            self.meters.refuse(error)
+            raise
+
+    async def _begin(self, ask: Ask, tenant: str) -> AnswerStream:
         self.check_open()
         self.check_model(ask.model)
         self._check(ask)
@@ -333,11 +340,11 @@ class Service:
         snapshot = self.bridge.snapshot()
         wait_s = min(60.0, max(1.0, snapshot.wait_s if snapshot is not None else 0.0))
         if taken + wanted > places:
-            raise OverloadedError(f"the queue is full: {taken} of {places} places are taken", wait_s)
+            raise OverloadedError(f"the queue is full: {taken} of {places} places are taken", wait_s, "queue")
         share = max(self.model.max_seqs, int(places * self.limits.tenant_share))
         own = self._places.get(tenant, 0)
         if self.many_tenants and own and own + wanted > share:
-            raise OverloadedError(f"this key has {own} of the {share} places it may take", wait_s)
+            raise OverloadedError(f"this key has {own} of the {share} places it may take", wait_s, "key")
 
     def _request(self, ask: Ask, ids: Sequence[int], tenant: str) -> Request:
         params = ask.params.seeded()

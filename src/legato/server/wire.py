@@ -192,7 +192,7 @@ class Frames:
 _FACTS: dict[type[Exception], tuple[str, ...]] = {
     errors.RequestError: ("field", "value", "allowed", "fix"),
     errors.CapacityError: ("field", "value", "allowed", "fix", "needed", "available"),
-    errors.OverloadedError: ("retry_after_s",),
+    errors.OverloadedError: ("retry_after_s", "reason"),
     errors.UsageError: (),
     errors.ModelFileError: ("path", "field", "problem"),
     errors.UnsupportedModelError: ("path", "field", "problem"),
