@@ -7,11 +7,11 @@
 namespace lg {
 namespace {
 
-// Offset: what is added to keys in their bytes. Minima: values have a minimum a token.
-template <int Offset, bool Minima>
+// Offset: what is added to keys in their bytes. Centres: values have a centre a token.
+template <int Offset, bool Centres>
 struct Bytes {
   static constexpr int kQueryBytes = 1;                          // a dim of a packed query
-  static constexpr int kTop = Minima ? 254 : kMostWeight;        // four-bit values leave room at every level
+  static constexpr int kTop = Centres ? 254 : kMostWeight;        // four-bit values leave room at every level
   static constexpr float kWorth = 0.93f * kTop;                  // what a weight of 1 becomes; see open_factors
 
   // Queries as [dim / 4][R][4 bytes].
@@ -75,7 +75,7 @@ struct Bytes {
     f_store(s.key_factors + kRecord * i, f_load_bf16(record + shape.scales));
     f_store(s.value_factors + kRecord * i, f_mul(scale, f_set(kWorth)));
     f_store(s.value_heights + kRecord * i, f_max(f_set(-90.0f), height));
-    if (Minima) f_store(s.value_minima + kRecord * i, f_load_bf16(record + shape.scales + 4 * kRecord));
+    if (Centres) f_store(s.value_centres + kRecord * i, f_load_bf16(record + shape.scales + 4 * kRecord));
   }
 
   template <int R>
@@ -94,16 +94,16 @@ struct Bytes {
                                                                  const F16 (&tops)[N], M16 m, Sums (&sums)[N]) {
     const int32_t at = kRecord * record;
     const F16 height = f_load(u.value_heights + at), rounder = f_set(kRounder);
-    F16 factor = f_load(u.value_factors + at), shifted[N], low;
+    F16 factor = f_load(u.value_factors + at), shifted[N], centre;
     if (Partial) factor = f_keep(m, factor);
     each<N>([&](auto i) LG_INLINE { p[i] = f_sub(p[i], tops[i]); });
     each<N>([&](auto i) LG_INLINE { p[i] = f_sub(p[i], height); });
     f_weights(p);
-    if (Minima) low = f_load(u.value_minima + at);
+    if (Centres) centre = f_load(u.value_centres + at);
     each<N>([&](auto i) LG_INLINE {
       if (Partial) p[i] = f_keep(m, p[i]);
       sums[i].weights = f_add(p[i], sums[i].weights);
-      if (Minima) sums[i].shifts = f_fma(p[i], Partial ? f_keep(m, low) : low, sums[i].shifts);
+      if (Centres) sums[i].shifts = f_fma(p[i], Partial ? f_keep(m, centre) : centre, sums[i].shifts);
     });
     each<N>([&](auto i) LG_INLINE { p[i] = f_fma(p[i], factor, sums[i].error); });
     each<N>([&](auto i) LG_INLINE { shifted[i] = f_add(p[i], rounder); });
@@ -115,7 +115,7 @@ struct Bytes {
     const F16 rise = f_set(steps.rise[top_lane(r)]);
     float* running = u.running + r * kRunning;
     add_lanes(running, f_mul(sums.weights, rise), steps.keep[top_lane(r)]);
-    if (Minima) add_lanes(running + kShifts, f_mul(sums.shifts, rise), steps.keep[top_lane(r)]);
+    if (Centres) add_lanes(running + kShifts, f_mul(sums.shifts, rise), steps.keep[top_lane(r)]);
   }
 
   // What scores and weigh do, to the bit, without a detour through memory.
@@ -246,8 +246,8 @@ struct Int4 : Bytes<32, true> {
     for (int32_t c = 0; c < shape.vectors; c += 2, values += 256, to_values += 512)
       for (int32_t j = 0; j < 256; j += 64) {
         const B64 both = b_load(values + j);
-        b_store(to_values + j, b_low_nibbles(both));
-        if (c + 1 < shape.vectors) b_store(to_values + 256 + j, b_high_nibbles(both));
+        b_store(to_values + j, b_lookup(kLevels, b_low_nibbles(both)));
+        if (c + 1 < shape.vectors) b_store(to_values + 256 + j, b_lookup(kLevels, b_high_nibbles(both)));
       }
   }
   static RecordShape opened_shape(int32_t dim) { return record_shape(KV_INT8, dim); }

@@ -230,7 +230,7 @@ void run_block(const Task& t, const Block& b, const Scratch& s) {
   u.key_factors = ready.key_factors;
   u.value_factors = ready.value_factors;
   u.value_heights = ready.value_heights;
-  u.value_minima = ready.value_minima;
+  u.value_centres = ready.value_centres;
   u.scores = s.scores;
   u.bytes = s.bytes;
   u.ahead = &ahead;

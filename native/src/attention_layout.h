@@ -12,14 +12,14 @@
 //                 four further on; then the upper two in [ceil(E / 16)][16 tokens][4 dims], bits 2j and 2j + 1 of a
 //                 byte being the dim 4j further on
 //         values  [ceil(V / 32)][4][16 dims][4 tokens]     four bits; the high nibble is the dim sixteen further on
-//         scales  key[16], value[16], minimum[16]    bf16; value = minimum + scale * bits
+//         scales  key[16], value[16], centre[16]     bf16; value = centre + scale * kLevels[bits]
 //   bf16  keys    [E / 2][16 tokens][2 dims]
 //         values  [V / 16][8][16 dims][2 tokens]
 //
 // Keys of the integer kinds are kept rotated by a Hadamard matrix with fixed random signs (blocks of the largest power
 // of two that divides dim), and so are queries: products keep their value, and no single large channel eats the bits of all others.
 // Values of int4 are rotated too, and results are rotated back. Why keys have six bits under the name int4: with four,
-// perplexity of the built-in model rises by 4 %, with six by 0.1 %; four-bit values cost 0.6 %.
+// perplexity of the built-in model rises by 4 %, with six by 0.1 %.
 #pragma once
 #include "kernels.h"
 
@@ -31,6 +31,11 @@ constexpr int kRecords = kTile / kRecord;        // records of a tile
 constexpr int kStretch = 4;                      // records whose softmax is computed at once: they fit the first cache
 constexpr int kQueryHead = kAlign;               // bytes before the values of a prepared integer query
 constexpr int kScratchUnit = 8;                  // no level computes more queries together
+
+// What four bits of a value stand for. A rotated head's values are spread like a normal distribution, where levels that
+// are close in the middle lose less than even ones (J. Max, Quantizing for Minimum Distortion, 1960). At most 64, so that
+// two products with any weight fit the 16 bits in which AVX2 adds them.
+constexpr int8_t kLevels[16] = {-64, -51, -40, -31, -23, -16, -9, -3, 3, 9, 16, 23, 31, 40, 51, 64};
 
 struct RecordShape {
   int32_t dim, vectors;                          // vectors: sixteens of value dims

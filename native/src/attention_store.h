@@ -161,26 +161,101 @@ static inline void write_int4_key(const RecordShape& s, uint8_t* record, int32_t
   put_u16(record + s.scales + 2 * t, scale.stored);
 }
 
-static inline void write_int4_value(const RecordShape& s, uint8_t* record, int32_t t, const float* v) {
-  alignas(64) int8_t bytes[kMaxDim + 16];
-  alignas(64) float shifted[kMaxDim];
-  float low = v[0];
-  for (int32_t d = 1; d < s.dim; ++d) low = v[d] < low ? v[d] : low;
-  const float top = largest(v, s.dim);  // NaN if any value is not finite
-  const uint16_t minimum = bf16_nearest(top == top ? low : top);
-  for (int32_t d = 0; d < s.dim; ++d) {  // the rounded minimum may lie above the lowest value by a little
-    const float x = v[d] - bf16_value(minimum);
-    shifted[d] = x > 0.0f ? x : 0.0f;
+// The nearest levels to x: how many steps they are away from the innermost one of their sign, and which level that is.
+struct Nearest {
+  F16 steps, level;
+  M16 negative;
+};
+__attribute__((always_inline)) static inline Nearest nearest_level(F16 x) {
+  const F16 size = f_abs(x), zero = f_set(0.0f);
+  Nearest n = {zero, f_set(kLevels[8]), f_less(x, zero)};
+  each<7>([&](auto i) {
+    const M16 beyond = f_greater(size, f_set(0.5f * (kLevels[8 + i] + kLevels[9 + i])));
+    n.steps = f_add(n.steps, f_keep(beyond, f_set(1.0f)));
+    n.level = f_select(beyond, f_set(kLevels[9 + i]), n.level);
+  });
+  n.level = f_select(n.negative, f_sub(zero, n.level), n.level);
+  return n;
+}
+
+// value = centre + scale * level.
+struct Line {
+  float scale, centre;
+};
+
+// The line of least squared error through n values, once each has the level nearest to it on the line `at`; and how much
+// of the values' squared deviation from their mean it explains.
+static inline Line fit_line(const float* x, int32_t n, float mean, Line at, float* explained) {
+  F16 levels = f_set(0.0f), squares = levels, products = levels;
+  const F16 inverse = f_set(1.0f / at.scale), centre = f_set(at.centre);
+  for (int32_t i = 0; i < n; i += 16) {
+    const M16 m = m_range(0, n - i);
+    const F16 v = f_load_part(x + i, m), level = f_keep(m, nearest_level(f_mul(f_sub(v, centre), inverse)).level);
+    levels = f_add(levels, level);
+    squares = f_fma(level, level, squares);
+    products = f_fma(level, v, products);
   }
-  const Scale scale = scale_for(largest(shifted, s.dim), 15.0f);
-  to_bytes(shifted, scale.inverse, s.dim, bytes);
-  for (int32_t d = s.dim; d < 16 * s.vectors + 16; ++d) bytes[d] = 0;
+  const float sum = f_sum(levels), middle = sum / static_cast<float>(n);
+  const float spread = f_sum(squares) - sum * middle, shared = f_sum(products) - sum * mean;
+  const float scale = shared / spread;  // the outermost values have different levels, so spread > 0
+  *explained = shared * scale;
+  return {scale, mean - scale * middle};
+}
+
+// The best of lines fitted from a few that reach from near the lowest to near the highest value, fitted once more. One
+// such fit alone leaves a tenth more squared error, and thirty-two of them, fitted twice, take off four percent.
+static inline Line best_line(const float* x, int32_t n, float mean) {
+  Line best = {1.0f, 0.0f};
+  float most = -1.0f, explained;
+  for (int i = 0; i < 4; ++i) {
+    const Line line = fit_line(x, n, mean, {1.0f - 0.07f * static_cast<float>(i), 0.0f}, &explained);
+    if (explained > most) most = explained, best = line;
+  }
+  return fit_line(x, n, mean, best, &explained);
+}
+
+static inline void write_int4_value(const RecordShape& s, uint8_t* record, int32_t t, const float* v) {
+  alignas(64) uint8_t bits[kMaxDim + 16];
+  alignas(64) float x[kMaxDim];
+  const F16 lowest = f_set(-HUGE_VALF), zero = f_set(0.0f);
+  F16 above = lowest, below = lowest, sum = zero;
+  for (int32_t d = 0; d < s.dim; d += 16) {
+    const M16 m = m_range(0, s.dim - d);
+    const F16 part = f_load_part(v + d, m);
+    above = f_max(f_select(m, part, lowest), above);
+    below = f_max(f_select(m, f_sub(zero, part), lowest), below);
+  }
+  const float low = -f_top(below), high = f_top(above);
+  const float middle = 0.5f * low + 0.5f * high, half = 0.5f * high - 0.5f * low;
+  const float check = largest(v, s.dim);  // NaN if any value is not finite
+  Line line = {check == check ? 0.0f : check, check == check ? middle : check};
+  if (half >= kSmallest && check == check) {
+    const float unit = half / kLevels[15];  // values in such units: no sum of theirs overflows
+    for (int32_t d = 0; d < s.dim; d += 16) {
+      const M16 m = m_range(0, s.dim - d);
+      const F16 part = f_mul(f_sub(f_load_part(v + d, m), f_set(middle)), f_set(1.0f / unit));
+      f_store(x + d, part);
+      sum = f_add(f_keep(m, part), sum);
+    }
+    line = best_line(x, s.dim, f_sum(sum) / static_cast<float>(s.dim));
+    line = {line.scale * unit, middle + line.centre * unit};
+  }
+  const uint16_t scale = bf16_nearest(line.scale), centre = bf16_nearest(line.centre);
+  const float inverse = line.scale > 0.0f ? 1.0f / bf16_value(scale) : 0.0f;
+  for (int32_t d = s.dim; d < 16 * s.vectors + 16; ++d) bits[d] = 0;
+  for (int32_t d = 0; d < s.dim; d += 16) {
+    const M16 m = m_range(0, s.dim - d);
+    const F16 at = f_mul(f_sub(f_load_part(v + d, m), f_set(bf16_value(centre))), f_set(inverse));
+    const Nearest n = nearest_level(at);
+    const F16 place = f_select(n.negative, f_sub(f_set(7.0f), n.steps), f_add(f_set(8.0f), n.steps));
+    i_store_u8(bits + d, f_to_i(f_keep(m, place)));
+  }
   uint8_t* values = record + s.values + 64 * (t / 4) + t % 4;
   for (int32_t c = 0; c < s.vectors; c += 2, values += 256)
     for (int32_t i = 0; i < 16; ++i)
-      values[4 * i] = static_cast<uint8_t>(bytes[16 * c + i] | bytes[16 * c + 16 + i] << 4);
-  put_u16(record + s.scales + 2 * (kRecord + t), scale.stored);
-  put_u16(record + s.scales + 2 * (2 * kRecord + t), minimum);
+      values[4 * i] = static_cast<uint8_t>(bits[16 * c + i] | bits[16 * c + 16 + i] << 4);
+  put_u16(record + s.scales + 2 * (kRecord + t), scale);
+  put_u16(record + s.scales + 2 * (2 * kRecord + t), centre);
 }
 
 static inline void write_bf16(const RecordShape& s, uint8_t* record, int32_t t, const float* k, const float* v) {

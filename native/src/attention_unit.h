@@ -30,7 +30,7 @@ struct Unit {
   const float* key_factors;       // a token of the tile
   const float* value_factors;
   const float* value_heights;
-  const float* value_minima;
+  const float* value_centres;
   float* scores;                  // [query][kTile]
   uint8_t* bytes;                 // [query][kTile]
   float* running;                 // [query][kRunning]
@@ -51,7 +51,7 @@ struct TileScratch {
   float* key_factors;
   float* value_factors;   // of bytes of weights
   float* value_heights;   // log2 of the scales, nearly
-  float* value_minima;
+  float* value_centres;
   uint8_t* unpacked;
 };
 

@@ -158,6 +158,11 @@ static inline B64 b_high_nibbles(B64 x) {
   const __m256i low = _mm256_set1_epi8(15);
   return {_mm256_and_si256(_mm256_srli_epi16(x.a, 4), low), _mm256_and_si256(_mm256_srli_epi16(x.b, 4), low)};
 }
+// Each byte, of 0 to 15, becomes its place's in the table.
+static inline B64 b_lookup(const int8_t (&table)[16], B64 x) {
+  const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  return {_mm256_shuffle_epi8(t, x.a), _mm256_shuffle_epi8(t, x.b)};
+}
 static inline void b_store(uint8_t* p, B64 x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), x.b);

@@ -102,6 +102,11 @@ static inline B64 b_low_nibbles(B64 a) { return {_mm512_and_si512(a.v, _mm512_se
 static inline B64 b_high_nibbles(B64 a) {
   return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
 }
+// Each byte, of 0 to 15, becomes its place's in the table.
+static inline B64 b_lookup(const int8_t (&table)[16], B64 x) {
+  const __m512i t = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  return {_mm512_shuffle_epi8(t, x.v)};
+}
 static inline void b_store(uint8_t* p, B64 a) { _mm512_storeu_si512(p, a.v); }
 // Two more bits, bits 4 and 5, from `upper` shifted left by Shift (right if negative).
 template <int Shift>

@@ -215,6 +215,11 @@ static inline B64 b_high_nibbles(B64 x) {
   for (int i = 0; i < 64; ++i) x.v[i] >>= 4;
   return x;
 }
+// Each byte, of 0 to 15, becomes its place's in the table.
+static inline B64 b_lookup(const int8_t (&table)[16], B64 x) {
+  for (int i = 0; i < 64; ++i) x.v[i] = static_cast<uint8_t>(table[x.v[i]]);
+  return x;
+}
 static inline void b_store(uint8_t* p, B64 x) { std::memcpy(p, x.v, 64); }
 // Two more bits, bits 4 and 5, from `upper` shifted left by Shift (right if negative).
 template <int Shift>

@@ -31,7 +31,7 @@ ByteArray = NDArray[np.uint8]
 
 # What the bytes of a page mean. Raise it when any backend's layout of a page changes, or any arithmetic that keys and
 # values come from: pages that were saved under another number are computed again.
-PAGE_LAYOUT = 2
+PAGE_LAYOUT = 3
 
 
 class KvFormat(enum.StrEnum):
