@@ -305,7 +305,7 @@ class LLM:
             engine = self.parts.engine
             answer = Answer(
                 request,
-                lambda: TextStream(self.tokenizer, params.stop, prompt_ids=ids),
+                lambda: TextStream(self.tokenizer, params.stop, min_tokens=params.min_tokens, prompt_ids=ids),
                 lambda index: engine.abort(request.request_id, index, FinishReason.STOP),
                 visit,
             )

@@ -182,11 +182,10 @@ def test_in_company_they_do_too_and_others_prompts_have_their_name(native: LLM) 
     for _ in range(6):
         others[0].advance()
     ids = native.tokenizer.encode("A log of the weather: " + STORY * 200)[:1500]
-    long = native.stream(ids, SamplingParams(max_tokens=2))
+    long = native.stream(ids, SamplingParams(max_tokens=2), priority=1)  # it does not go before the one looked at
     try:
         parts = check_sum(native, *timed(native, "Where is the lamp?", 60))
-        # On a quiet machine most of it; a machine that slows down once the prompt is read turns that around.
-        assert parts["others_prefill"] > 0.1 * parts["weights"] > 0, "much of it was the long prompt"
+        assert parts["others_prefill"] > parts["weights"] > 0, "most of it was the long prompt"
         assert parts["others_streams"] > 0 and parts["preempted"] == 0
     finally:
         for stream in (*others, long):

@@ -418,3 +418,42 @@ def test_not_being_ready_is_said_on_every_route(alphabet: Path) -> None:
     with running(load, before=peek) as live:
         assert seen == [(200, 503, 503)]
         assert live.ask("GET", "/ready").json == {"status": "ok", "state": "ready"}
+
+
+# -- other protocols that a request offers ----------------------------------------------------------------------------
+
+BODY = json.dumps({"prompt": "abc", "max_tokens": 3, "seed": 1, "ignore_eos": True}).encode()
+PLAIN = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+H2C = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n"
+SOCKET = b"connection: Upgrade\r\nupgrade: websocket\r\n"
+LENGTH = b"content-length: %d\r\n\r\n" % len(BODY)
+CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("offer", [H2C, SOCKET], ids=["h2c", "websocket"])
+@pytest.mark.parametrize("pause_at", [0, -5, -len(BODY), -len(BODY) - 2, 40], ids=str)
+def test_an_offer_of_another_protocol_is_taken_no_notice_of(echo: Live, offer: bytes, pause_at: int) -> None:
+    """Java's client offers HTTP/2 with every request, and sends its body all the same."""
+    asked = PLAIN + offer + LENGTH + BODY
+    with socket.create_connection(("127.0.0.1", echo.port), timeout=10) as link:
+        for request in (asked, PLAIN + LENGTH + BODY):  # and the connection goes on
+            cut = len(request) + pause_at if pause_at <= 0 else pause_at
+            link.sendall(request[:cut])
+            if cut < len(request):
+                time.sleep(0.05)
+                link.sendall(request[cut:])
+            answer = http.client.HTTPResponse(link)
+            answer.begin()
+            assert answer.status == 200
+            assert len(json.loads(answer.read())["choices"][0]["logprobs"] or "none") == 4
+
+
+def test_so_are_offers_with_bodies_in_chunks_and_one_behind_the_other(echo: Live) -> None:
+    chunks = b"%x\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (10, BODY[:10], len(BODY) - 10, BODY[10:])
+    asked = [PLAIN + H2C + CHUNKED + chunks, PLAIN + SOCKET + LENGTH + BODY] * 2
+    last = b"GET /live HTTP/1.1\r\nhost: localhost\r\nconnection: close, upgrade\r\nupgrade: h2c\r\n\r\n"
+    answer = raw(echo, b"".join(asked) + last)
+    assert answer.count(b"HTTP/1.1 200 OK\r\n") == 5, answer.decode()
+    bad = raw(echo, PLAIN + H2C + b"content-length: 3\r\nconnection: close\r\n\r\nabc")
+    assert status_of(bad) == 400 and b"not a JSON object" in bad
+    assert status_of(raw(echo, PLAIN + H2C + b"content-length: x\r\n\r\n")) == 400

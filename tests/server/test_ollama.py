@@ -101,6 +101,7 @@ def test_options_do_what_they_say(letters: Live) -> None:
 
     assert answer(stop=["de"])["message"]["content"] == "abc" and answer(stop=["de"])["done_reason"] == "stop"
     assert answer(num_predict=2)["done_reason"] == "length" and answer(num_predict=-1)["eval_count"] == 27
+    assert answer(num_predict=None)["eval_count"] == 27
     assert answer(num_predict=2, num_ctx=8192, num_gpu=0, mirostat=0, typical_p=1.0)["eval_count"] == 2
     assert answer(num_predict=4, repeat_penalty=100.0, repeat_last_n=-1)["eval_count"] == 4
 

@@ -87,14 +87,22 @@ def test_json_is_what_was_asked_for(smol: Live) -> None:
         ({"guided_regex": "x{4}"}, "xxxx"),
         ({"guided_json": {"const": None}}, "null"),
         ({"guided_grammar": 'start: "q"'}, "q"),
+        ({"structured_outputs": {"regex": "[0-9]{3}", "structural_tag": None, "disable_fallback": False}}, "[0-9]{3}"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_other_ways_to_constrain(smol: Live, field: dict[str, Any], pattern: str) -> None:
     for path, prompt in ((TEXT, {"prompt": "Well, "}), (CHAT, {"messages": ASK})):
         choice = smol.post(path, {**prompt, **field, "temperature": 1, "max_tokens": 20}).json["choices"][0]
         text = choice["text"] if path == TEXT else choice["message"]["content"]
         assert re.fullmatch(pattern, text) and choice["finish_reason"] == "stop"
+
+
+def test_a_schema_beside_the_type_counts(smol: Live) -> None:
+    """As llama.cpp's clients send it: without the schema, anything that is JSON would do."""
+    for kind in ("json_object", "json_schema"):
+        body = {"messages": ASK, "response_format": {"type": kind, "schema": SCHEMA}, "max_tokens": 120, "seed": 5}
+        jsonschema.validate(json.loads(smol.post(CHAT, body).json["choices"][0]["message"]["content"]), SCHEMA)
 
 
 def test_what_cannot_be_promised_is_refused_under_the_clients_name(letters: Live) -> None:
@@ -104,6 +112,14 @@ def test_what_cannot_be_promised_is_refused_under_the_clients_name(letters: Live
         ({"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema", "JSON schema"),
         ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag", "left out"),
+        ({"response_format": {"type": "json_object", "schema": {"not": {}}}}, "response_format", "not at #"),
+        (
+            {"response_format": {"type": "json_object", "schema": 3}},
+            "response_format.json_schema.schema",
+            "JSON schema",
+        ),
+        ({"response_format": {"type": "json_object", "strict": True}}, "response_format.strict", "left out"),
+        ({"web_search_options": {}}, "web_search_options", "not supported"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "compiles"),
         ({"structured_outputs": {"regex": "a", "json": {}}}, "structured_outputs.json", "left out beside"),
         ({"structured_outputs": {"regex": 3}}, "structured_outputs.regex", "a text"),

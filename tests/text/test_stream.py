@@ -233,3 +233,20 @@ def test_a_token_alone_has_its_own_text_and_bytes(smol: Tokenizer) -> None:
     first, *rest = smol.encode("\U0001f9ff", add_special=False)
     assert smol.token_text(first).endswith("\ufffd")
     assert b"".join(map(smol.token_bytes, [first, *rest])) == "\U0001f9ff".encode()
+
+
+@settings(max_examples=60, derandomize=True)
+@given(
+    st.lists(st.sampled_from("abc"), min_size=1, max_size=12), st.integers(0, 12), st.sampled_from(["a", "ab", "aba"])
+)
+def test_stops_completed_within_the_least_tokens_are_none(
+    smol: Tokenizer, letters: list[str], least: int, stop: str
+) -> None:
+    """A token a letter; the oracle looks for the stop anew behind every letter."""
+    ids = [smol.encode(letter)[0] for letter in letters]
+    text = "".join(letters)
+    ends = (n for n in range(least + 1, len(text) + 1) if text[:n].endswith(stop))
+    end = next(ends, None)
+    stream = TextStream(smol, [stop], min_tokens=least)
+    got = "".join(stream.push([i]).text for i in ids) + stream.finish().text
+    assert (got, stream.stopped) == ((text, False) if end is None else (text[: end - len(stop)], True))

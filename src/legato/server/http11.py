@@ -30,10 +30,10 @@ def protocol_class(max_head: int = MAX_HEAD, head_s: float = HEAD_S) -> Any:
     except ImportError:
         return "h11"
 
-    class Bounded(HttpToolsProtocol):
+    class Bounded(_constant(HttpToolsProtocol)):  # type: ignore[misc]
         """Counts what comes before a head is complete, and how long it takes."""
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             self._await_head()
 
@@ -82,6 +82,60 @@ def protocol_class(max_head: int = MAX_HEAD, head_s: float = HEAD_S) -> Any:
                 self.transport.close()
 
     return Bounded
+
+
+def _constant(kind: Any) -> Any:
+    """The class that takes no notice of other protocols which a request offers (RFC 9110, 7.8)."""
+    import httptools
+
+    class Constant(kind):  # type: ignore[misc]
+        """The parser stops behind the head of such a request, whatever follows it. Another one reads on, behind a head
+        that says no more than how the body is framed."""
+
+        _reads_on = False  # the parser reads that head
+
+        def data_received(self, data: bytes) -> None:
+            self._unset_keepalive_if_required()
+            unread: bytes | None = data
+            while unread is not None:
+                unread = self._feed(unread)
+
+        def _feed(self, data: bytes) -> bytes | None:
+            """What is left to be fed."""
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                framing = [h for h in self.headers if h[0] in (b"content-length", b"transfer-encoding")]
+                lines = b"".join(b"%s: %s\r\n" % header for header in framing)
+                self.parser: Any = httptools.HttpRequestParser(self)
+                self._reads_on = True
+                return b"POST / HTTP/1.1\r\n%s\r\n%s" % (lines, data[offer.args[0] :])
+            except httptools.HttpParserError:
+                self.send_400_response("")
+            return None
+
+        def on_message_begin(self) -> None:
+            if not self._reads_on:
+                super().on_message_begin()
+
+        def on_url(self, url: bytes) -> None:
+            if not self._reads_on:
+                super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            if not self._reads_on:
+                super().on_header(name, value)
+
+        def on_headers_complete(self) -> None:
+            if not self._reads_on:
+                super().on_headers_complete()
+            self._reads_on = False
+
+        def on_message_complete(self) -> None:
+            if not self.parser.should_upgrade():
+                super().on_message_complete()
+
+    return Constant
 
 
 def refusal(problem: Problem) -> bytes:

@@ -40,7 +40,7 @@ def parse(
         if name in ignored:
             passed.append(name)
         elif refused is not None and name in refused:
-            if bytes(raw).strip() not in (b"null", b"false", b"[]", b"{}", b'""'):
+            if bytes(raw).strip() not in (b"null", b"false", b"[]", b'""'):
                 raise Problem(
                     400, f"{name} is not supported: {refused[name]}", param=name, code="unsupported_parameter"
                 )

@@ -357,7 +357,9 @@ class Service:
         tokenizer, params, ids = self.model.tokenizer, request.params, request.prompt_ids
         answer = Answer(
             request,
-            lambda: TextStream(tokenizer, params.stop, skip_special=ask.skip_special, prompt_ids=ids),
+            lambda: TextStream(
+                tokenizer, params.stop, skip_special=ask.skip_special, min_tokens=params.min_tokens, prompt_ids=ids
+            ),
             lambda index: self.bridge.abort(request.request_id, index, FinishReason.STOP),
             visit,
         )

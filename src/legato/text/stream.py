@@ -49,8 +49,11 @@ class _StopMatcher:
         """How many of the last characters may be the start of a stop string."""
         return max(self._matched, default=0)
 
-    def feed(self, text: str) -> tuple[int, str] | None:
-        """(characters of `text` up to the end of the stop string, the stop string), or None: all was taken in."""
+    def feed(self, text: str, heed: bool) -> tuple[int, str] | None:
+        """(characters of `text` up to the end of the stop string, the stop string), or None: all was taken in.
+
+        Unless `heed`, stop strings that are completed here are no stops.
+        """
         if not self.held and self._first.isdisjoint(text):
             return None
         matched = self._matched
@@ -61,7 +64,9 @@ class _StopMatcher:
                     n = fallback[n]
                 matched[i] = n = n + (stop[n] == char)
                 if n == len(stop):
-                    return at + 1, stop
+                    if heed:
+                        return at + 1, stop
+                    matched[i] = fallback[n]
         return None
 
 
@@ -82,6 +87,7 @@ class TextStream:
     All deltas together are `tokenizer.decode` of all tokens, cut before the first stop string that is completed.
 
     stop        strings that end the text and are not part of it; none may be empty
+    min_tokens  stop strings that are completed by one of the first so many tokens are no stops
     prompt_ids  what came before: when it ends in ordinary text the answer goes on from it, and a SentencePiece
                 vocabulary's leading space is kept; otherwise that space is dropped, as `decode` does
     """
@@ -92,11 +98,12 @@ class TextStream:
         stop: Sequence[str] = (),
         *,
         skip_special: bool = True,
+        min_tokens: int = 0,
         prompt_ids: Sequence[int] = (),
     ) -> None:
         assert all(stop), "a stop string is empty"
         self._tokenizer = tokenizer
-        self._skip_special = skip_special
+        self._skip_special, self._min_tokens = skip_special, min_tokens
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._matcher = _StopMatcher(stop) if stop else None
         continues = bool(prompt_ids) and not tokenizer.is_special(prompt_ids[-1])
@@ -139,7 +146,7 @@ class TextStream:
             text = bare
         if self._matcher is None or not text:
             return text
-        found = self._matcher.feed(text)
+        found = self._matcher.feed(text, self._tokens > self._min_tokens)
         whole = self._held + text
         if found is not None:
             end, self._stop = found

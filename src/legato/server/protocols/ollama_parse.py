@@ -149,6 +149,8 @@ def _options(given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
                 raise refused(at, "the sampler has no such rule; leave it out")
             notes.append(at)
         elif name == "num_predict":
+            if value is None:
+                continue
             if need(value, int, at, "a whole number; -1 is no limit") not in (-1, -2):
                 chosen["max_tokens"] = value
         elif name == "repeat_last_n":

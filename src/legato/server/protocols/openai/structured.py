@@ -28,11 +28,12 @@ def grammar_of(body: Common) -> tuple[Grammar | None, str]:
     guided = {f"guided_{way}": getattr(body, f"guided_{way}") for way in ("json", "regex", "choice", "grammar")}
     asked = {name: (name.removeprefix("guided_"), value) for name, value in guided.items() if value is not None}
     for way, value in (body.structured_outputs or {}).items():
+        if value is None or value is False:  # also of what is not understood: it asks for nothing
+            continue
         name = f"structured_outputs.{way[:60]}"
         if way not in _WAYS:
             raise RequestError(name, value, f"left out; one of {', '.join(_WAYS)} is understood")
-        if value is not None and (way, value) != ("json_object", False):
-            asked[name] = way, value
+        asked[name] = way, value
     found |= {name: _of_way(name, way, value) for name, (way, value) in asked.items()}
     if len(found) > 1:
         raise RequestError(list(found)[1], "...", f"left out beside {next(iter(found))}", "give one constraint")
@@ -41,14 +42,19 @@ def grammar_of(body: Common) -> tuple[Grammar | None, str]:
 
 def _of_format(given: Mapping[str, Any]) -> Grammar | None:
     kind = given.get("type")
+    for name, value in given.items():
+        if name not in ("type", "json_schema", "schema") and value is not None:
+            raise RequestError(f"response_format.{name[:60]}", value, "left out", "give type and json_schema")
     if kind == "text":
         return None
-    if kind == "json_object":
+    schema = given.get("schema")  # beside the type, as llama.cpp takes it
+    if kind == "json_object" and schema is None:
         return Grammar(GrammarKind.JSON_SCHEMA, "{}")
-    if kind != "json_schema":
+    if kind not in ("json_object", "json_schema"):
         raise RequestError("response_format.type", kind, _FORMATS)
     named = given.get("json_schema")
-    schema = named.get("schema") if isinstance(named, Mapping) else None
+    if schema is None and isinstance(named, Mapping):
+        schema = named.get("schema")
     if not isinstance(schema, Mapping):
         fix = 'send {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}'
         raise RequestError("response_format.json_schema.schema", schema, "a JSON schema", fix)
