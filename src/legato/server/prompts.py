@@ -10,7 +10,7 @@ from collections.abc import Callable
 from legato.errors import CapacityError, RequestError
 from legato.server.ask import Chat, Ids, Prompt, Text
 from legato.server.model import Model
-from legato.text.chat import encode_chat
+from legato.text.chat import check_chars, encode_chat
 from legato.text.template import checked_messages
 
 MOST_CHARS = 256  # no vocabulary has tokens that are longer than this on the average of a whole prompt
@@ -21,17 +21,15 @@ def prompt_ids(
 ) -> list[int]:
     """Token ids of one prompt. Raises `RequestError` for what is empty or refused by the template."""
     lap("")
+    most = MOST_CHARS * model.context_length if truncate is None else None
     match prompt:
         case Chat():
-            ids = _chat_ids(model, prompt, lap)
+            ids = _chat_ids(model, prompt, most, lap)
         case Text():
             if not prompt.text:
                 raise RequestError("prompt", prompt.text, "text that is not empty")
-            most = MOST_CHARS * model.context_length
-            if truncate is None and len(prompt.text) > most:  # cutting it into tokens would take seconds
-                raise CapacityError(
-                    "prompt characters", len(prompt.text), most, "characters, for its context", "shorten the prompt"
-                )
+            if most is not None:
+                check_chars(prompt.text, most)
             ids = model.tokenizer.encode(prompt.text, add_special=prompt.add_special)
             lap("tokenise")
         case Ids():
@@ -44,11 +42,13 @@ def prompt_ids(
     return ids
 
 
-def _chat_ids(model: Model, prompt: Chat, lap: Callable[[str], None]) -> list[int]:
+def _chat_ids(model: Model, prompt: Chat, most: int | None, lap: Callable[[str], None]) -> list[int]:
     if model.template is None:
         text = "\n".join(m.get("content") or "" for m in checked_messages(prompt.messages))
         if not text:
             raise RequestError("messages", "", "text that is not empty")
+        if most is not None:
+            check_chars(text, most)
         return model.tokenizer.encode(text)
     return encode_chat(
         model.tokenizer,
@@ -57,5 +57,6 @@ def _chat_ids(model: Model, prompt: Chat, lap: Callable[[str], None]) -> list[in
         tools=prompt.tools,
         add_generation_prompt=prompt.add_generation_prompt,
         lap=lap,
+        most_chars=most,
         **prompt.variables,
     )

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from legato.errors import RequestError
+from legato.errors import CapacityError, RequestError
 from legato.text.template import ChatTemplate
 from legato.text.tokenizer import Tokenizer
 
@@ -29,12 +29,14 @@ def encode_chat(
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
     lap: Callable[[str], None] = lambda name: None,
+    most_chars: int | None = None,
     **kwargs: Any,
 ) -> list[int]:
     """The prompt's ids. Never a second start token: the template writes its own, or none.
 
+    most_chars  a rendered text that is longer is refused: cutting it into tokens would take seconds
     lap  called with "template" once that has rendered, with "tokenise" when the ids are there
-    Raises what `ChatTemplate.render` raises.
+    Raises what `ChatTemplate.render` raises, and `CapacityError` beyond `most_chars`.
     """
     given = [messages, tools, kwargs]
     control = tokenizer.control_pattern
@@ -47,6 +49,8 @@ def encode_chat(
         messages, tools, kwargs = _broken(given, control, mark)
     text = template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, **kwargs)
     lap("template")
+    if most_chars is not None:
+        check_chars(text, most_chars)
     if not mark or mark not in text:
         ids = tokenizer.encode(text, add_special=False, parse_special=True)
         lap("tokenise")
@@ -57,6 +61,13 @@ def encode_chat(
         ids += tokenizer.encode(plain.replace(mark, ""), add_special=False)
     lap("tokenise")
     return ids
+
+
+def check_chars(text: str, most: int) -> None:
+    """Raises for a text that no context will hold, whatever its tokens are."""
+    if len(text) > most:
+        allowed = "characters, for its context"
+        raise CapacityError("prompt characters", len(text), most, allowed, "shorten the prompt")
 
 
 def _stretches(text: str, control: re.Pattern[str], mark: str) -> list[tuple[str, str]]:

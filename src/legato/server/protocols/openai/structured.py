@@ -28,7 +28,8 @@ def grammar_of(body: Common) -> tuple[Grammar | None, str]:
     guided = {f"guided_{way}": getattr(body, f"guided_{way}") for way in ("json", "regex", "choice", "grammar")}
     asked = {name: (name.removeprefix("guided_"), value) for name, value in guided.items() if value is not None}
     for way, value in (body.structured_outputs or {}).items():
-        if value is None or value is False:  # also of what is not understood: it asks for nothing
+        flag = way == "json_object" or way not in _WAYS
+        if value is None or (flag and value is False):  # also of what is not understood: it asks for nothing
             continue
         name = f"structured_outputs.{way[:60]}"
         if way not in _WAYS:
