@@ -260,6 +260,16 @@ def test_a_whole_turn_of_tools(smol: Live) -> None:
         assert reply.status == 200, reply.body
 
 
+def test_a_developer_is_the_system(smol: Live) -> None:
+    counts = set()
+    for role in ("developer", "system"):
+        told = [{"role": role, "content": "Be brief"}, {"role": "user", "content": "Hi"}]
+        for tools in ({}, {"tools": [SWITCH]}):
+            reply = smol.post(CHAT, {"messages": told, "max_tokens": 1, **tools}).json
+            counts.add((bool(tools), reply["usage"]["prompt_tokens"]))
+    assert len(counts) == 2 and (False, 17) in counts
+
+
 def test_openais_own_client_parses_and_streams(smol: Live) -> None:
     openai = pytest.importorskip("openai")
     from typing import Literal

@@ -94,6 +94,32 @@ def test_the_builtin_models_template_is_known_to_be_tame(builtin: tuple[Path, An
     assert text == "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_developers_message_is_the_systems(name: str, templates: dict[str, ChatTemplate]) -> None:
+    """A template that has no such role would leave it out silently, or refuse it."""
+    texts = [
+        templates[name].render([{"role": role, "content": "Be brief."}, USER], date_string="x")
+        for role in ("developer", "system")
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_a_template_that_names_developers_gets_their_messages_as_they_are() -> None:
+    source = "{% for m in messages %}{{ m.role }}{% if m.role == 'developer' %}!{% endif %}{% endfor %}"
+    template = ChatTemplate(source, SPECIAL)
+    assert template.render([{"role": "developer", "content": "x"}, USER]) == "developer!user"
+    template.close()
+
+
+def test_what_an_assistant_refused_is_text() -> None:
+    said = [{"type": "text", "text": "Hm."}, {"type": "refusal", "refusal": "No."}]
+    [message] = checked_messages([{"role": "assistant", "content": said}])
+    assert message["content"] == "Hm.\nNo."
+    for role, part in (("user", said[1]), ("assistant", {"type": "refusal", "text": "No."}), ("user", {"type": []})):
+        with pytest.raises(RequestError, match="content"):
+            checked_messages([{"role": role, "content": [part]}])
+
+
 # -- hostile templates ------------------------------------------------------------------------------------------------
 
 HOSTILE = {

@@ -19,7 +19,8 @@ from legato.text.child import Child
 
 TIME_LIMIT_S = 1.0
 SIZE_LIMIT = 4 << 20
-ROLES = ("system", "developer", "user", "assistant", "tool")
+SYSTEM_ROLES = ("system", "developer")  # OpenAI's API has two names for one thing
+ROLES = (*SYSTEM_ROLES, "user", "assistant", "tool")
 
 # Read, and found to do work in proportion to their messages: these are rendered in this process, without a child.
 TAME = frozenset(
@@ -56,6 +57,7 @@ class ChatTemplate:
         self.special_tokens = dict(special_tokens)
         self.origin = str(origin)
         self._size_limit = size_limit
+        self._knows_developers = "developer" in source
         digest = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
         self._renderer: _Renderer
         if digest in TAME:
@@ -82,18 +84,22 @@ class ChatTemplate:
     ) -> str:
         """The text of a conversation, ready for `encode(add_special=False, parse_special=True)`.
 
-        kwargs are further variables that a template may read (enable_thinking, ...).
+        kwargs are further variables that a template may read (enable_thinking, ...). A developer's message is the
+        system's for a template that has no such role.
         Raises `RequestError` naming messages[i].field, or quoting the template's own refusal; `ModelFileError` when
         the template is wrong or goes beyond its limits of time and size.
         """
+        checked = checked_messages(messages)
+        if not self._knows_developers:
+            checked = [{**m, "role": "system"} if m["role"] in SYSTEM_ROLES else m for m in checked]
         variables = {
             **self.special_tokens,
             **_extra(kwargs),
-            "messages": checked_messages(messages),
+            "messages": checked,
             "tools": _checked_tools(tools),
             "add_generation_prompt": bool(add_generation_prompt),
         }
-        written = sum(len(v) for message in variables["messages"] for v in message.values() if isinstance(v, str))
+        written = sum(len(v) for message in checked for v in message.values() if isinstance(v, str))
         if written > self._size_limit:
             raise RequestError("messages", f"{written} characters", f"at most {self._size_limit} in all")
         try:
@@ -224,7 +230,7 @@ def _checked_message(name: str, message: Mapping[str, Any]) -> dict[str, Any]:
         out["tool_calls"] = _checked_calls(f"{name}.tool_calls", calls)
     content = message.get("content")
     if isinstance(content, list):
-        out["content"] = "\n".join(_part(f"{name}.content[{i}]", part) for i, part in enumerate(content))
+        out["content"] = "\n".join(_part(f"{name}.content[{i}]", part, role) for i, part in enumerate(content))
     elif not isinstance(content, str) and not (content is None and role == "assistant" and calls):
         raise RequestError(f"{name}.content", content, "a string or a list of text parts")
     for key, value in out.items():
@@ -233,8 +239,11 @@ def _checked_message(name: str, message: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _part(name: str, part: object) -> str:
-    text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
+def _part(name: str, part: object, role: str) -> str:
+    """An assistant may have refused before; to the model those are words like others."""
+    kinds = ("text", "refusal") if role == "assistant" else ("text",)
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    text = part.get(kind) if isinstance(part, Mapping) and kind in kinds else None
     if not isinstance(text, str):
         raise RequestError(name, part, 'a text part, {"type": "text", "text": ...}')
     return text

@@ -23,6 +23,7 @@ from typing import Any
 from legato.core.request import MAX_GRAMMAR, Grammar, GrammarKind
 from legato.errors import RequestError
 from legato.text.grammar_schema import compilable, lark_string, without_notes
+from legato.text.template import SYSTEM_ROLES
 
 MAX_TOOLS = 128
 MAX_CALLS = 16
@@ -167,7 +168,7 @@ def told(
 
 def _system(messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[Mapping[str, Any]]]:
     """(the system message's text, the other messages)."""
-    if messages and isinstance(messages[0], Mapping) and messages[0].get("role") in ("system", "developer"):
+    if messages and isinstance(messages[0], Mapping) and messages[0].get("role") in SYSTEM_ROLES:
         content = messages[0].get("content")
         if isinstance(content, str):
             return content, list(messages[1:])
