@@ -260,6 +260,37 @@ def test_a_whole_turn_of_tools(smol: Live) -> None:
         assert reply.status == 200, reply.body
 
 
+def test_tokens_of_a_conversation_are_those_of_the_chat(smol: Live) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
+    begun = {"role": "user", "content": "x"}
+    turns: list[list[dict[str, Any]]] = [
+        [begun, {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "ok"}],
+        [begun, {"role": "tool", "content": "ok"}],
+        [{"role": "developer", "content": "Be brief"}, begun],
+    ]
+    ways: list[dict[str, Any]] = [
+        {}, {"tools": [WEATHER]}, {"tools": [WEATHER], "tool_choice": "none"},
+        {"tools": [WEATHER, SWITCH], "tool_choice": {"type": "function", "function": {"name": "switch"}}},
+        {"chat_template_kwargs": {"enable_thinking": False}, "add_generation_prompt": False},
+    ]  # fmt: skip
+    counts = []
+    for messages in turns:
+        for way in ways:
+            chat = smol.post(CHAT, {"messages": messages, "max_tokens": 1, "return_token_ids": True, **way}).json
+            told = smol.post("/tokenize", {"messages": messages, **way}).json
+            assert told.get("tokens") == chat["prompt_token_ids"], (messages, way, told)
+            counts.append(told["count"])
+    assert counts[0] == counts[2] and counts[5] == 49 and counts[1] > counts[0] + 50
+
+
+def test_tokens_are_refused_as_the_chat_refuses(smol: Live) -> None:
+    for way in ({"tools": [{"type": "function"}]}, {"tool_choice": "required"}, {"chat_template_kwargs": {"x": 1}}):
+        chat = smol.post(CHAT, {"messages": ASK, **way})
+        told = smol.post("/tokenize", {"messages": ASK, **way})
+        assert chat.status == told.status == 400 and chat.error == told.error
+        assert smol.post("/tokenize", {"prompt": "x", **way}).error["param"] == next(iter(way))
+
+
 def test_a_developer_is_the_system(smol: Live) -> None:
     counts = set()
     for role in ("developer", "system"):

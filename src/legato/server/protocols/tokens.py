@@ -1,6 +1,6 @@
 """`/tokenize`, `/detokenize`, `/tokenizer_info`: the vocabulary over HTTP.
 
-Knows: the fields that evaluation tools send. Does not know: how text is cut.
+Knows: the fields that evaluation tools send, and that a chat's are those of a chat. Does not know: how text is cut.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from typing import Any
 import msgspec
 
 from legato.errors import RequestError
-from legato.server.ask import Chat
 from legato.server.exchange import Exchange
 from legato.server.jsonbody import dumps, parse
+from legato.server.model import Model
 from legato.server.prompts import prompt_ids
+from legato.server.protocols.openai.fields import ChatBody
+from legato.server.protocols.openai.parse import chat_ask
 from legato.server.protocols.openai.words import error_body
+from legato.server.reading import with_tools, without_thought
 from legato.server.routes import Route
 from legato.server.service import Service
 
@@ -22,13 +25,17 @@ MAX_IDS = 1 << 20
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True):
-    """`prompt`, or `messages` for the chat template."""
+    """`prompt`, or `messages` and what else of a chat changes its prompt."""
 
     model: str | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
     return_token_strs: bool | None = None
 
 
@@ -48,6 +55,7 @@ def routes(service: Service) -> list[Route]:
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("prompt", body.prompt, "given, or messages, and not both")
         tokenizer = service.model.tokenizer
+        _check_apart(body)
         ids = await service.aside(lambda: _ids(service, body))
         assert isinstance(ids, list)
         shown: dict[str, Any] = {"count": len(ids), "max_model_len": service.model.context_length, "tokens": ids}
@@ -92,9 +100,32 @@ def routes(service: Service) -> list[Route]:
     ]
 
 
+def _check_apart(body: TokenizeBody) -> None:
+    """Fields of a chat do nothing for a text."""
+    for name in ("tools", "tool_choice", "chat_template_kwargs", "reasoning_effort"):
+        if body.messages is None and getattr(body, name) is not None:
+            raise RequestError(name, "...", "left out without messages")
+
+
 def _ids(service: Service, body: TokenizeBody) -> list[int]:
     """An empty text has the tokens that stand around every text, if any."""
     if body.messages is not None:
-        asked = Chat(body.messages, add_generation_prompt=body.add_generation_prompt is not False)
-        return prompt_ids(service.model, asked)
+        return _chat_ids(service.model, body, body.messages)
     return service.model.tokenizer.encode(body.prompt or "", add_special=body.add_special_tokens is not False)
+
+
+def _chat_ids(model: Model, body: TokenizeBody, messages: list[dict[str, Any]]) -> list[int]:
+    """Those that a chat of the same fields begins with."""
+    chat = ChatBody(
+        messages=messages,
+        add_special_tokens=body.add_special_tokens,
+        add_generation_prompt=body.add_generation_prompt,
+        tools=body.tools,
+        tool_choice=body.tool_choice,
+        chat_template_kwargs=body.chat_template_kwargs,
+        reasoning_effort=body.reasoning_effort,
+    )
+    template = model.template.source if model.template is not None else None
+    # What arguments may be is the grammar's business, and no part of a prompt.
+    ask = with_tools(chat_ask(chat), template, model.tokenizer, loose=True)
+    return without_thought(ask, prompt_ids(model, ask.prompts[0]), model.tokenizer)
