@@ -198,6 +198,15 @@ def test_what_is_refused_is_refused_by_name(letters: Live, change: dict[str, Any
     assert named in shown["error"]["message"], shown
 
 
+def test_advice_is_in_the_words_of_this_api(letters: Live) -> None:
+    for kind in ({"type": "any"}, {"type": "tool", "name": "f"}):
+        told = letters.post(PATH, {**ASK, "tool_choice": kind}).json["error"]["message"]
+        assert told == f"tool_choice={kind} is not allowed: left out without tools; send tools"
+    named = {"type": "tool", "name": "other"}
+    told = letters.post(PATH, {**ASK, "tools": [SWITCH], "tool_choice": named}).json["error"]["message"]
+    assert told == f'tool_choice={named} is not allowed: {{"type": "tool", "name": one of tools}}'
+
+
 def test_a_model_that_is_not_here(letters: Live) -> None:
     reply = letters.post(PATH, {**ASK, "model": "claude"})
     assert reply.status == 404 and reply.json["error"]["type"] == "not_found_error"

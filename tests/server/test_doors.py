@@ -310,7 +310,7 @@ def test_a_refusal_names_field_value_range_and_fix(echo: Live) -> None:
         ({"prompt": "a", "temperature": 101}, "temperature", "101", "0 to 100"),
         ({"prompt": "a", "temprature": 1}, "temprature", "did you mean temperature"),
         ({"prompt": "a", "logprobs": 30}, "logprobs", "30", "0 to 20"),
-        ({"prompt": [[1], [7, 300]]}, "prompt_ids", "300", "0 to 258"),
+        ({"prompt": [[1], [7, 300]]}, "prompt[1]", "300", "0 to 258"),
         ({"prompt": [1] * 400}, "prompt tokens + 1", "401", "400", "shorten"),
         ({"prompt": "a", "guided_json": {"a": 1}}, "guided_json", "no grammar"),
     ]:

@@ -240,6 +240,16 @@ def test_tokens(letters: Live) -> None:
     assert info["eos_token"] == "<|end|>" and "<|user|>" in info["chat_template"]
 
 
+def test_a_wrong_token_id_is_refused_by_the_fields_own_name(letters: Live) -> None:
+    most = letters.server.service.model.vocab_size - 1
+    wrong = [([most + 1], "prompt", most + 1), ([5, -1], "prompt", -1), ([[5], [6, most + 1]], "prompt[1]", most + 1)]
+    for prompt, name, worst in wrong:
+        reply = letters.post("/v1/completions", {"prompt": prompt, "max_tokens": 1})
+        told = f"{name}={worst} is not allowed: token ids from 0 to {most}"
+        assert reply.status == 400 and (reply.error["param"], reply.error["message"]) == (name, told)
+    assert letters.post("/v1/completions", {"prompt": [most], "max_tokens": 1}).status == 200
+
+
 def test_embeddings_are_refused_in_words(letters: Live) -> None:
     reply = letters.post("/v1/embeddings", {"input": "x", "model": NAME})
     assert reply.status == 501 and "embeddings" in reply.error["message"]

@@ -177,6 +177,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tools": [SWITCH], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
     ({"tools": [SWITCH], "tool_choice": {"type": "web_search"}}, "tool_choice.type"),
     ({"text": {"format": {"type": "json_schema", "schema": {"if": {}}}}}, "text.format"),
+    ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
     ({"text": {"form": 1}}, "text.form"),
     ({"reasoning": {"effort": "huge"}}, "reasoning.effort"),
     ({"temperature": "hot"}, "temperature"),
@@ -189,6 +190,29 @@ def test_what_is_refused_is_refused_by_name(letters: Live, change: dict[str, Any
     reply = letters.post(PATH, {**ASK, **change})
     assert reply.status == 400, reply.body
     assert reply.error["param"] == named and reply.error["type"] == "invalid_request_error", reply.error
+
+
+def test_a_choice_that_needs_tools_is_refused_without_them(letters: Live) -> None:
+    """Also where all that were sent are left out, or none is allowed: the answer could not be what was asked for."""
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "other"}]}
+    for choice in ("required", "bogus", {"type": "function", "name": "x"}, {**allowed}):
+        for tools in (None, [], [{"type": "web_search"}]):
+            reply = letters.post(PATH, {**ASK, "tools": tools, "tool_choice": choice})
+            assert reply.status == 400 and reply.error["param"] == "tool_choice", (choice, tools, reply.body)
+    assert letters.post(PATH, {**ASK, "tools": [SWITCH], "tool_choice": allowed}).status == 400
+    for mild in ("auto", "none", None, {**allowed, "mode": "auto"}):
+        for tools in (None, [{"type": "web_search"}]):
+            assert letters.post(PATH, {**ASK, "tools": tools, "tool_choice": mild}).status == 200, mild
+
+
+def test_advice_is_in_the_words_of_this_api(letters: Live) -> None:
+    choice = {"type": "function", "name": "x"}
+    told = letters.post(PATH, {**ASK, "tools": [SWITCH], "tool_choice": choice}).error["message"]
+    assert repr(choice) in told and '{"type": "function", "name": one of tools}' in told
+    told = letters.post(PATH, {**ASK, "tool_choice": choice}).error["message"]
+    assert told.startswith(f"tool_choice={choice}")
+    told = letters.post(PATH, {**ASK, "max_output_tokens": 3, "min_tokens": 4}).error["message"]
+    assert "max_output_tokens" in told and "max_tokens" not in told
 
 
 def test_a_length_for_load_generators(letters: Live) -> None:

@@ -17,6 +17,7 @@ from legato.server.ask import Ask
 from legato.server.jsonbody import parse
 from legato.server.problems import Problem
 from legato.server.protocols.openai.fields import ChatBody
+from legato.server.protocols.openai.tooling import NAMED
 from legato.server.protocols.turns import add_call, ask_of, function_tool, join_turn, need, refused
 from legato.server.service import Service
 
@@ -37,6 +38,7 @@ NAMES = {
     "response_format": "output_config.format",
     "chat_template_kwargs": "thinking",
     "reasoning_effort": "output_config.effort",
+    NAMED: '{"type": "tool", "name": one of tools}',
 }
 # Its value changes with every request of an agent, so with it in front no prompt would ever be found in the cache.
 BILLING = re.compile(r"^x-anthropic-billing-header:[^\n]*\n?", re.MULTILINE)
@@ -93,7 +95,7 @@ def parse_body(body: bytes, service: Service, counting: bool = False) -> tuple[M
         chat_template_kwargs=_thinking(asked.thinking, notes),
         include=asked.include,
     )
-    return asked, ask_of(chat, NAMES, notes, grammar_field)
+    return asked, ask_of(chat, NAMES, notes, grammar_field, asked)
 
 
 def _system(given: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:

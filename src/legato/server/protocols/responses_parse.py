@@ -17,6 +17,7 @@ from legato.server.ask import Ask
 from legato.server.jsonbody import parse
 from legato.server.protocols.openai.fields import ChatBody
 from legato.server.protocols.openai.parse import effort_variables
+from legato.server.protocols.openai.tooling import NAMED
 from legato.server.protocols.turns import add_call, ask_of, function_tool, join_turn, need, refused
 from legato.server.service import Service
 
@@ -43,6 +44,7 @@ NAMES = {
     "response_format": "text.format",
     "chat_template_kwargs": "reasoning",
     "messages": "input",
+    NAMED: '{"type": "function", "name": one of tools}',
 }
 CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
 RESULTS = ("function_call_output", "custom_tool_call_output")
@@ -112,7 +114,7 @@ def parse_body(body: bytes, service: Service) -> tuple[ResponsesBody, Ask | None
         min_tokens=asked.min_tokens,
         ignore_eos=asked.ignore_eos,
     )
-    ask = ask_of(chat, NAMES, notes, "text.format")
+    ask = ask_of(chat, NAMES, notes, "text.format", asked)
     return asked, ask, ask.ignored
 
 
@@ -185,10 +187,8 @@ def _tools(given: list[dict[str, Any]] | None, notes: list[str]) -> list[dict[st
 def _choice(
     given: str | Mapping[str, Any] | None, tools: list[dict[str, Any]]
 ) -> tuple[str | dict[str, Any] | None, list[dict[str, Any]]]:
-    """(tool_choice, the tools that it leaves)."""
-    if given is None or given == "none" or not tools:
-        return (given if isinstance(given, str) and given in ("none", "auto") else None), tools
-    if isinstance(given, str):
+    """(tool_choice, the tools that it leaves). Where none is left, `tools_of` refuses a choice that needs one."""
+    if given is None or isinstance(given, str):
         return given, tools
     kind = given.get("type")
     if kind == "function":
@@ -214,6 +214,7 @@ def _format(given: Mapping[str, Any] | None, notes: list[str]) -> dict[str, Any]
     kind = need(form, dict, "text.format", "an object with a type").get("type")
     if kind != "json_schema":
         return {"type": kind}
+    need(form.get("schema"), dict, "text.format.schema", "a JSON schema")
     return {"type": kind, kind: {name: value for name, value in form.items() if name != "type"}}
 
 

@@ -98,18 +98,36 @@ def capabilities(model: Model) -> list[str]:
     return ["completion", *tools, *(["thinking"] if thinks(template) else [])]
 
 
-def ask_of(body: ChatBody, names: Mapping[str, str], passed: Iterable[str] = (), grammar_field: str = "") -> Ask:
-    """The `Ask` of a body in OpenAI's fields; `names` are what the client called those, for messages."""
+def ask_of(
+    body: ChatBody,
+    names: Mapping[str, str],
+    passed: Iterable[str] = (),
+    grammar_field: str = "",
+    given: object = None,
+) -> Ask:
+    """The `Ask` of a body in OpenAI's fields.
+
+    names  what the client calls those fields, and whole phrases of messages about them
+    given  the client's own body: a field that is refused is shown as it came
+    """
     try:
         ask = chat_ask(body, tuple(dict.fromkeys(passed)))
     except RequestError as error:
-        raise RequestError(renamed(error.field, names), error.value, error.allowed, error.fix) from None
+        name = renamed(error.field, names)
+        allowed, fix = _worded_for(error.allowed, names), _worded_for(error.fix, names)
+        raise RequestError(name, getattr(given, name, error.value), allowed, fix) from None
     except Problem as problem:
         if problem.param is None or problem.param not in names:
             raise
         text = problem.message.replace(problem.param, names[problem.param])
         raise Problem(problem.status, text, param=names[problem.param], code=problem.code) from None
     return replace(ask, grammar_field=grammar_field) if ask.params.grammar is not None and grammar_field else ask
+
+
+def _worded_for(text: str, names: Mapping[str, str]) -> str:
+    """`text` in the client's words; names that are words of English too are left alone."""
+    ours = "|".join(re.escape(name) for name in names if "_" in name or " " in name)
+    return re.sub(rf"(?<!\w)({ours})(?!\w)", lambda found: names[found[0]], text) if ours else text
 
 
 def renamed(name: str, names: Mapping[str, str]) -> str:

@@ -85,7 +85,7 @@ def parse_completion(body: bytes, service: Service) -> Asked:
         prompt_logprobs=asked.logprobs if echo and asked.prompt_logprobs is None else asked.prompt_logprobs,
         temperature=1.0 if asked.temperature is None else asked.temperature,
     )
-    prompts = tuple(_prompts(asked.prompt, asked.add_special_tokens is not False))
+    prompts = tuple(_prompts(asked.prompt, asked.add_special_tokens is not False, service.model.vocab_size))
     view = CompletionView(
         include_usage=_option(asked, "include_usage"),
         continuous_usage=_option(asked, "continuous_usage_stats"),
@@ -184,26 +184,33 @@ def _variables(given: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(given or {})
 
 
-def _prompts(given: str | list[Any], add_special: bool) -> list[Prompt]:
+def _prompts(given: str | list[Any], add_special: bool, vocab_size: int) -> list[Prompt]:
     """A text, a list of texts, token ids, or a list of lists of token ids."""
     if isinstance(given, str):
         return [Text(given, add_special)]
     if not given:
         raise RequestError("prompt", given, "at least one text or token id")
     if all(type(item) is int for item in given):
-        return [Ids(given)]
+        return [_ids(given, "prompt", vocab_size)]
     prompts: list[Prompt] = []
     for i, item in enumerate(given):
         if isinstance(item, str):
             prompts.append(Text(item, add_special))
         elif isinstance(item, list) and item and all(type(t) is int for t in item):
-            prompts.append(Ids(item))
+            prompts.append(_ids(item, f"prompt[{i}]", vocab_size))
         else:
             allowed = "a text, a list of texts, token ids, or lists of token ids, none of them empty"
             raise RequestError(f"prompt[{i}]", item, allowed)
     if len({type(prompt) for prompt in prompts}) > 1:
         raise RequestError("prompt", "...", "texts only or token ids only")
     return prompts
+
+
+def _ids(given: list[int], name: str, vocab_size: int) -> Ids:
+    for worst in (min(given), max(given)):
+        if not 0 <= worst < vocab_size:
+            raise RequestError(name, worst, f"token ids from 0 to {vocab_size - 1}")
+    return Ids(given)
 
 
 def _include(given: Sequence[str]) -> frozenset[str]:

@@ -11,6 +11,9 @@ from legato.errors import RequestError
 from legato.server.protocols.openai.fields import ChatBody
 from legato.text.tools import ToolUse, checked_tools
 
+NAMED = '{"type": "function", "function": {"name": one of tools}}'
+"""How a chat names the function to call, in messages."""
+
 _CHOICES = ("auto", "none", "required")
 
 
@@ -31,5 +34,5 @@ def tools_of(body: ChatBody) -> ToolUse | None:
     name = function.get("name") if isinstance(function, Mapping) else None
     named = tuple(tool for tool in tools if tool.name == name)
     if choice.get("type", "function") != "function" or not named:
-        raise RequestError("tool_choice", choice, '{"type": "function", "function": {"name": one of tools}}')
+        raise RequestError("tool_choice", choice, NAMED)
     return ToolUse(named, "named", parallel=False)
