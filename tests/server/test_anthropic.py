@@ -15,6 +15,7 @@ from scripted import TURN, check_golden, result_of, scripted_stream, streamed
 from legato.core.sequence import FinishReason
 from legato.server.problems import Problem
 from legato.server.protocols.anthropic import MessageEncoder
+from legato.server.protocols.turns import arguments_of
 from legato.server.service import prompt_ids
 
 PATH = "/v1/messages"
@@ -139,6 +140,81 @@ def test_a_whole_turn_of_tools(letters: Live) -> None:
     count = letters.post(PATH + "/count_tokens", {"messages": turns, "model": NAME, "tools": [SWITCH]}).json
     usage = reply.json["usage"]
     assert count["input_tokens"] == usage["input_tokens"] + usage["cache_read_input_tokens"] > 300
+
+
+def test_a_document_brings_its_title_and_what_is_said_of_it(letters: Live) -> None:
+    source = {"type": "text", "media_type": "text/plain", "data": "Once."}
+    block = {"type": "document", "source": source, "title": "Tale", "context": "Very old.", "citations": None}
+    for change, text in (
+        ({}, "Tale\nVery old.\nOnce."),
+        ({"title": None, "citations": {"enabled": False}}, "Very old.\nOnce."),
+        ({"title": "", "context": None}, "Once."),
+    ):
+        messages = [{"role": "user", "content": [{**block, **change}]}]
+        assert rendered(letters, {"messages": messages}) == f"<|user|>{text}<|answer|>"
+    for wrong in ({"citations": {"enabled": True}}, {"context": 5}, {"title": ["x"]}):
+        reply = letters.post(PATH, {**ASK, "messages": [{"role": "user", "content": [{**block, **wrong}]}]})
+        assert reply.status == 400 and f"content[0].{next(iter(wrong))}" in reply.json["error"]["message"], reply.body
+
+
+CUT: list[tuple[str, dict[str, Any]]] = [
+    ('{"city": "Paris', {"city": "Paris"}),
+    ('{"city": "Paris"', {"city": "Paris"}),
+    ('{"city": "Paris", "un', {"city": "Paris"}),
+    ('{"city": "Paris", "unit": ', {"city": "Paris"}),
+    ('{"city": "Paris", "days": 1', {"city": "Paris"}),
+    ('{"days": 1, "sure": tru', {"days": 1}),
+    ('{"days": 1 ', {}),
+    ('{"a": {"b": [1, "x", "y', {"a": {"b": [1, "x", "y"]}}),
+    ('{"a": {"b": 1}, "c": [{"d": 2}', {"a": {"b": 1}, "c": [{"d": 2}]}),
+    ('{"a": [1, 2', {"a": [1]}),
+    ('{"a": "{x: [1, ', {"a": "{x: [1, "}),
+    ('{"a": "b\\\\', {"a": "b\\"}),
+    ('{"a": "b\\', {"a": "b"}),
+    ('{"a": "b\\"', {"a": 'b"'}),
+    ('{"a": "b\\u00', {"a": "b"}),
+    ('{"a": "b\\u00e9', {"a": "b\u00e9"}),
+    ('{"a": "b\\ud83d', {"a": "b"}),
+    ('{"a": "b\\ud83d\\ude0', {"a": "b"}),
+    ('{"a": "b\\ud83d\\ude00', {"a": "b\U0001f600"}),
+    ('{"a": "two\nlines', {"a": "two\nlines"}),
+    ("{", {}),
+    ("", {}),
+    ('{"', {}),
+    ("no object", {}),
+    ("{]", {}),
+    ("{" * 9, {}),
+    ('{"a":[' * 9999, {}),
+]
+
+
+@pytest.mark.parametrize("text, read", CUT, ids=[str(i) for i in range(len(CUT))])
+def test_of_a_call_that_was_cut_there_is_what_came(text: str, read: dict[str, Any]) -> None:
+    assert arguments_of(text) == read
+
+
+def test_no_cut_of_a_call_invents_anything() -> None:
+    whole = {
+        "a": 'x\\"\u00e9\U0001f600{',
+        "b": {"c": [1.5, "y,", {"d": None, "e": ["z"]}], "f": {}},
+        "g": False,
+        "h": "",
+    }
+    for ascii_only in (True, False):
+        text = json.dumps(whole, ensure_ascii=ascii_only)
+        for cut in range(len(text)):
+            assert _part_of(arguments_of(text[:cut]), whole), text[:cut]
+        assert arguments_of(text) == whole
+
+
+def _part_of(part: Any, whole: Any) -> bool:
+    if isinstance(part, str):
+        return isinstance(whole, str) and whole.startswith(part)
+    if isinstance(part, dict):
+        return isinstance(whole, dict) and all(key in whole and _part_of(part[key], whole[key]) for key in part)
+    if isinstance(part, list):
+        return isinstance(whole, list) and all(_part_of(a, b) for a, b in zip(part, whole, strict=False))
+    return bool(part == whole)
 
 
 def test_counting_counts_what_would_be_computed(letters: Live) -> None:

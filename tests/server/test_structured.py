@@ -228,6 +228,20 @@ def test_a_forced_call_that_was_cut_shows_no_marks(smol: Live, stream: bool) -> 
     assert whole["stop_reason"] == "max_tokens" and not any(block.get("text") for block in whole["content"])
 
 
+def test_a_call_that_was_cut_has_no_argument_that_the_tool_does_not(smol: Live) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tools = [{"name": "w", "input_schema": {**schema, "additionalProperties": False}}]
+    body = {"messages": ASK, "tools": tools, "tool_choice": {"type": "any"}, "temperature": 0}
+    seen = []
+    for most in range(8, 24, 2):
+        reply = smol.post("/v1/messages", {**body, "max_tokens": most}).json
+        for block in reply["content"]:
+            if reply["stop_reason"] == "max_tokens":
+                assert block["type"] == "tool_use" and block["input"].keys() <= {"city"}, reply
+            seen += [block["input"].get("city", "")]
+    assert seen and any(seen), seen
+
+
 def test_auto_may_answer_in_words_and_none_must(smol: Live) -> None:
     for choice in ("auto", "none"):
         body = {"messages": ASK, "tools": [WEATHER], "tool_choice": choice, "temperature": 0, "max_tokens": 12}

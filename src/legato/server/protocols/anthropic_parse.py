@@ -169,8 +169,11 @@ def _document(block: Mapping[str, Any], at: str) -> str:
     source = block.get("source")
     if not isinstance(source, Mapping) or source.get("type") != "text" or not isinstance(source.get("data"), str):
         raise refused(f"{at}.source", "only documents of plain text can be read")
-    title = block.get("title")
-    return f"{title}\n{source['data']}" if isinstance(title, str) else str(source["data"])
+    citations = block.get("citations")
+    if citations is not None and need(citations, dict, f"{at}.citations", "an object").get("enabled"):
+        raise refused(f"{at}.citations", "answers cite nothing; leave it out")
+    about = [need(block.get(name) or "", str, f"{at}.{name}", "a text") for name in ("title", "context")]
+    return "\n".join([*filter(None, about), source["data"]])
 
 
 def _tools(given: list[dict[str, Any]] | None, notes: list[str]) -> list[dict[str, Any]] | None:

@@ -29,6 +29,13 @@ from legato.text.reasoning import thinks
 from legato.text.tools import tool_form
 from legato.text.tools_parser import CallArguments, CallBegun, Content
 
+_JSON_WORD = re.compile(
+    r"""[{}\[\],:]|[^\s{}\[\],:"]+|
+    "(?:[^"\\]|\\[^u]|\\u(?:d[89ab][0-9a-f]{2}\\u[0-9a-f]{4}|(?!d[89ab])[0-9a-f]{4}))*+(?P<closed>"?)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""A text without its end has none of an escape that is not whole."""
+
 
 class Reader(Protocol):
     """Tells an answer's text from its thoughts and calls, as `AnswerReader` does."""
@@ -190,9 +197,39 @@ def function_tool(
 
 
 def arguments_of(text: str) -> dict[str, Any]:
-    """A call's input as an object; what is none, as an answer cut short may be, is kept as text."""
+    """A call's input as an object; of an answer cut short, as much of it as came."""
     try:
         value = json.loads(text or "{}")
     except (ValueError, RecursionError):
-        return {"partial": text}
+        return _begun(text)
     return value if isinstance(value, dict) else {"value": value}
+
+
+def _begun(text: str) -> dict[str, Any]:
+    """What can be read of an object that was cut: texts as far as they came, but no number that may have gone on."""
+    closers: list[str] = []
+    end, quote, is_key = 0, "", False
+    for found in _JSON_WORD.finditer(text):
+        word = found[0]
+        if word in ("{", "["):
+            closers.append("}" if word == "{" else "]")
+            is_key, end = word == "{", found.end()
+        elif word in ("}", "]"):
+            if not closers or closers.pop() != word:
+                return {}
+            end = found.end()
+        elif word == ",":  # what stands before it is whole
+            is_key, end = closers[-1:] == ["}"], found.start()
+        elif word == ":":
+            is_key = False
+        elif word[0] == '"':
+            is_open = found["closed"] != '"'
+            if not is_key:
+                end, quote = found.end(), '"' if is_open else ""
+            if is_open:
+                break
+    try:
+        value = json.loads(text[:end] + quote + "".join(reversed(closers)), strict=False)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
