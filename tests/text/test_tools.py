@@ -333,6 +333,23 @@ def test_the_form_is_found_in_the_template() -> None:
             tool_form(unknown)
 
 
+def test_contents_in_parts_are_not_lost_where_tools_are_told_in_words() -> None:
+    def shown(content: object) -> list[Any]:
+        call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+        messages: list[dict[str, Any]] = [
+            {"role": "system", "content": content},
+            {"role": "assistant", "content": content, "tool_calls": [call]},
+            {"role": "tool", "content": content},
+        ]
+        tools = checked_tools([{"type": "function", "function": {"name": "f"}}])
+        return [told(form, messages, tools) for form in (TOLD, PHI)]
+
+    assert shown([{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]) == shown("one\ntwo")
+    assert "one" in str(shown("one")[0][0][1]) and len(shown("one")[0][0]) == 3
+    with pytest.raises(RequestError, match=r"messages\[0\].content\[0\]"):
+        shown([{"type": "image_url"}])
+
+
 def test_templates_without_a_place_for_tools_are_told_in_words() -> None:
     messages = [
         {"role": "user", "content": "add"},

@@ -230,13 +230,18 @@ def _checked_message(name: str, message: Mapping[str, Any]) -> dict[str, Any]:
         out["tool_calls"] = _checked_calls(f"{name}.tool_calls", calls)
     content = message.get("content")
     if isinstance(content, list):
-        out["content"] = "\n".join(_part(f"{name}.content[{i}]", part, role) for i, part in enumerate(content))
+        out["content"] = lines_of(f"{name}.content", content, role)
     elif not isinstance(content, str) and not (content is None and role == "assistant" and calls):
         raise RequestError(f"{name}.content", content, "a string or a list of text parts")
     for key, value in out.items():
         if not isinstance(value, str):
             _check_plain(f"{name}.{key}", value)
     return out
+
+
+def lines_of(name: str, parts: Sequence[object], role: str) -> str:
+    """The text of a content's parts. Raises `RequestError` naming the one that has none."""
+    return "\n".join(_part(f"{name}[{i}]", part, role) for i, part in enumerate(parts))
 
 
 def _part(name: str, part: object, role: str) -> str:

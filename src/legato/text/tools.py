@@ -23,7 +23,7 @@ from typing import Any
 from legato.core.request import MAX_GRAMMAR, Grammar, GrammarKind
 from legato.errors import RequestError
 from legato.text.grammar_schema import compilable, lark_string, without_notes
-from legato.text.template import SYSTEM_ROLES
+from legato.text.template import SYSTEM_ROLES, lines_of
 
 MAX_TOOLS = 128
 MAX_CALLS = 16
@@ -152,18 +152,29 @@ def told(
 ) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]] | None]:
     """(messages, tools for the template): what to render so that the model knows of `tools`."""
     given: list[Mapping[str, Any]] = [{"type": "function", **tool.given} for tool in tools]
+    if form.template and form is not PHI:
+        return list(messages), given or None
+    messages = _with_lines(messages)
     if form is PHI:
         listed = json.dumps([tool["function"] for tool in given], ensure_ascii=False)
         head, rest = _system(messages)
         return [{"role": "system", "content": head, "tools": listed}, *rest], None
-    if form.template:
-        return list(messages), given or None
     plain = [_plain(message) for message in messages]
     if not given:
         return plain, None
     text = _TOLD.format(tools="\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in given))
     head, rest = _system(plain)
     return [{"role": "system", "content": f"{head}\n\n{text}" if head else text}, *rest], None
+
+
+def _with_lines(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Contents that are lists of parts as text, so that it can be put together with other text."""
+    return [
+        {**m, "content": lines_of(f"messages[{i}].content", m["content"], str(m.get("role")))}
+        if isinstance(m, Mapping) and isinstance(m.get("content"), list)
+        else m
+        for i, m in enumerate(messages)
+    ]
 
 
 def _system(messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[Mapping[str, Any]]]:
