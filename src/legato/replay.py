@@ -111,13 +111,14 @@ def write_receipt(path: Path, completion_json: dict[str, Any]) -> None:
         if target.exists() and not target.is_file():
             target.write_bytes(text)
         else:
-            _replace(target, text)
+            replace_file(target, text)
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
         raise SessionError(f"{path}: cannot be written: {said}; give another --save-receipt") from None
 
 
-def _replace(target: Path, text: bytes) -> None:
+def replace_file(target: Path, text: bytes) -> None:
+    """Whatever happens, the file is what it was or all of `text`. Raises `OSError`."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(text)

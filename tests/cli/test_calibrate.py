@@ -89,3 +89,14 @@ def test_a_look_tells_another_machine_from_this_one(run: Run, cache: Path, monke
     assert drift.far and drift.reading > 100
     fast = tuple(replace(p, seconds={n: s / 1e4 for n, s in p.seconds.items()}) for p in machine.products)
     assert walls.look_again(backend, replace(machine, products=fast)).multiplying < 0.7
+
+
+def test_what_was_measured_is_told_where_it_cannot_be_kept(
+    run: Run, cache: Path, environ: dict[str, str], tmp_path: Path
+) -> None:
+    cache.write_text("a file in the way")
+    ran = run(*QUICK, "--json", "--save", tmp_path / "saved.json")
+    assert ran.code == 0 and json.loads(ran.out).keys() >= KEYS and "note: this is not kept for later" in ran.err
+    assert json.loads((tmp_path / "saved.json").read_text())["rows"]
+    ran = run(*QUICK, "--save", tmp_path / "none" / "x")
+    assert ran.code == 2 and not ran.out and "--save=" in ran.err and "memory" not in ran.err

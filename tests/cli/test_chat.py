@@ -105,8 +105,27 @@ def test_a_refusal_is_a_line_and_the_chat_goes_on(talk: Talk, line: str, said: s
     assert said in error
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"messages": [{"role": "boss", "content": "x"}]}', "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", "[" * 200_000, '{"messages": [{"role": "boss", "content": "x"}]}', "\x00"]
+)
 def test_a_file_that_is_no_conversation(talk: Talk, tmp_path: Path, text: str) -> None:
     (tmp_path / "file").write_text(text)
     ran = talk(f"/load {tmp_path / 'file'}", "hello")
     assert "give a file that /save wrote" in ran.err and ran.out == f"{ABC}\n"
+
+
+@pytest.mark.parametrize(
+    "locale", [{}, {"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+)
+def test_bytes_that_are_no_text_cost_one_line(
+    spawn: Callable[..., Any], alphabet: Path, tmp_path: Path, locale: dict[str, str]
+) -> None:
+    kept = tmp_path / "kept.json"
+    kept.write_text("an earlier conversation")
+    lines = b"h\xff i\n\xc3\xa9\n/save %b\n/save %b\n" % (bytes(kept), bytes(tmp_path / "none" / "x"))
+    ran = spawn("chat", "-m", alphabet, "--max-tokens", "2", stdin=lines, **locale)
+    assert ran.code == 0 and "error: byte 1 of this line is not UTF-8" in ran.err and "unexpected" not in ran.err
+    assert [m["content"] for m in json.loads(kept.read_text(encoding="utf-8"))["messages"]][:1] == ["\u00e9"]
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["kept.json"], (
+        "and no half-written file"
+    )

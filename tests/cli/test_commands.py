@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -330,3 +333,25 @@ def test_lengths_that_vary_keep_their_mean() -> None:
 def test_impossible_measurements_are_refused_before_they_start(run: Run, alphabet: Path, args: list[str]) -> None:
     ran = run(*args, "-m", alphabet) if args[1] != "nothing" else run(*args)
     assert ran.code == 2 and len(ran.err.splitlines()) <= 2 and "error: " in ran.err
+
+
+@pytest.mark.parametrize("command", ["plan", "bench", "sessions"])
+def test_a_command_without_what_it_needs_shows_its_help(run: Callable[..., Any], command: str) -> None:
+    ran = run(command)
+    assert ran.code == 2 and not ran.out and ran.err.startswith("Usage: legato") and len(ran.err.splitlines()) > 5
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
+def test_a_full_disk_and_closed_streams(environ: dict[str, str], alphabet: Path) -> None:
+    def left(shell: str) -> tuple[int, str]:
+        command = shell.replace("legato", f"{shlex.quote(sys.executable)} -m legato")
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environ, timeout=60)
+        return done.returncode, done.stderr
+
+    answer = f"legato generate ab -m {shlex.quote(str(alphabet))} --max-tokens 2"
+    for shell in (f"{answer} > /dev/full", "legato --help > /dev/full"):
+        code, said = left(shell)
+        assert code == 1 and said.endswith("error: output: no space left on the device; give it a place with room\n")
+    for shell, wanted in ((f"{answer} >&-", 0), (f"{answer} 2>&-", 0), (answer.replace("ab", "-") + " <&-", 2)):
+        code, said = left(shell)
+        assert code == wanted and "unexpected" not in said, said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import subprocess
 import sys
@@ -163,6 +164,12 @@ def test_what_is_no_record_or_has_no_page_is_refused_in_one_line(tmp_path: Path)
     refused(json.dumps({**good, "what": "weather"}), UsageError, "weather", "decode")
     refused(json.dumps({**good, "rows": []}), UsageError, "no rows")
     refused(json.dumps({**good, "rows": [{"depth": 3}]}), UsageError, "not those of decode")
+    refused("[" * 200_000, ModelFileError, "JSON")
+    refused(json.dumps({**good, "what": "cache"}), UsageError, "not those of cache")
+    first = good["rows"][0]
+    for wrong, error in (("x", UsageError), (0, UsageError), (math.inf, ModelFileError), (math.nan, ModelFileError)):
+        row = {name: wrong if isinstance(value, float) else value for name, value in first.items()}
+        refused(json.dumps({**good, "rows": [row, *good["rows"][1:]]}), error)
     with pytest.raises(UsageError, match="No such file"):
         read_record(tmp_path / "nothing.json")
 

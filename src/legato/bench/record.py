@@ -78,10 +78,10 @@ def make_record(
 def read_record(path: Path) -> Record:
     """A saved record. Raises `UsageError` when the file cannot be read, `ModelFileError` when it is no record."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}; give a JSON file that --save or --report wrote") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(path, "JSON", f"{error}") from None
     if not isinstance(found, dict):
         raise ModelFileError(path, "record", "not an object; give a file that --save or --report wrote")
@@ -97,6 +97,10 @@ def read_record(path: Path) -> Record:
     if not all(isinstance(row, dict) for row in found["rows"]):
         raise ModelFileError(path, "rows", "not all of them are objects")
     return Record(**{name: found[name] for name in _FIELDS}, partial=found.get("partial"))
+
+
+def _refused(number: str) -> float:
+    raise ValueError(f"{number} is no measurement")
 
 
 def save_record(

@@ -5,6 +5,7 @@ Knows: click, exit codes, one line per error. Does not know: what a command does
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0 done, 1 failed, 2 wrong use, 3 unreadable model file, 130 interrupted."""
     args = [_utf8(arg) for arg in (sys.argv[1:] if argv is None else argv)]
     debug = _take_debug(args)
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(encoding="utf-8", errors="replace")
@@ -37,11 +39,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except LegatoError as error:
         return _fail(str(error), error.exit_code, debug)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            return _unexpected(error, debug)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail("output: no space left on the device; give it a place with room", 1, debug)
     except MemoryError:
         return _fail("out of memory; try a smaller --context, --kv-memory or model", 1, debug)
     except Exception as error:
-        text = f"unexpected {type(error).__name__}: {error}; run again with --debug for the trace"
-        return _fail(text, 1, debug)
+        return _unexpected(error, debug)
+
+
+def _open_streams() -> None:
+    """Streams that the caller has closed: nothing comes from them, and what goes there is lost."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  (for as long as the program)
 
 
 def _run(args: list[str]) -> int:
@@ -59,6 +72,9 @@ def _run(args: list[str]) -> int:
     except click.Abort:
         return INTERRUPTED
     except click.ClickException as error:
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # its message is the whole help
+            error.show()
+            return 2
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f" (see {context.command_path} --help)" if context is not None else ""
         return _fail(error.format_message().replace("\n", " ") + hint, 2, debug=False)
@@ -71,6 +87,10 @@ def _fail(text: str, code: int, debug: bool) -> int:
         traceback.print_exc()
     print("error: " + " ".join(text.split()), file=sys.stderr)
     return code
+
+
+def _unexpected(error: Exception, debug: bool) -> int:
+    return _fail(f"unexpected {type(error).__name__}: {error}; run again with --debug for the trace", 1, debug)
 
 
 def _take_debug(args: list[str]) -> bool:

@@ -14,6 +14,7 @@ import click
 from legato.cli.options import FiniteRange, config_of, json_option, machine_options, save_option
 from legato.cli.terminal import Terminal
 from legato.config import Config
+from legato.errors import LegatoError
 from legato.measure.machine import Machine
 
 SHOWN = ("name", "isa", "threads", "date", "read_gb_s", "int8_tops", "bf16_tflops", "step_overhead_us", "disk_gb_s")
@@ -30,14 +31,16 @@ def command(again: bool, seconds: float, save: Path | None, as_json: bool, **opt
 
     What was measured is kept; a later call looks for 0.3 s whether it still holds, and measures anew if it does not.
     """
-    from legato.cli.saving import save_rows
+    from legato.cli.saving import keeping
 
     config = config_of(options)
     terminal = Terminal(config.color)
-    machine = calibrated(config, terminal, seconds=seconds, again=again)
-    shown = {name: _short(value) for name, value in asdict(machine).items() if name in SHOWN}
-    shown["attention"] = [asdict(rate) for rate in machine.attention]
-    save_rows(save, "calibrate", {"seconds": seconds}, [shown], terminal)
+    with keeping("calibrate", save, None, terminal) as kept:
+        kept.settings["seconds"] = seconds
+        machine = calibrated(config, terminal, seconds=seconds, again=again)
+        shown = {name: _short(value) for name, value in asdict(machine).items() if name in SHOWN}
+        shown["attention"] = [asdict(rate) for rate in machine.attention]
+        kept.rows.append(shown)
     if as_json:
         terminal.json(shown)
     else:
@@ -75,7 +78,10 @@ def calibrated(config: Config, terminal: Terminal, *, seconds: float = 12.0, aga
     elif machine.spread[1] > BUSY:
         factor = f"{machine.spread[1]:.1f} times"
         terminal.note(f"this machine is busy, steps took up to {factor} as long: calibrate --again when it is quiet")
-    terminal.dim(f"kept in {write_machine(config.cache_dir, machine)}")
+    try:
+        terminal.dim(f"kept in {write_machine(config.cache_dir, machine)}")
+    except LegatoError as error:
+        terminal.note(f"this is not kept for later: {error}")
     return machine
 
 

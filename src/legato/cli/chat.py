@@ -5,6 +5,7 @@ Knows: its options, reading lines, Ctrl-C at the prompt. Does not know: what com
 
 from __future__ import annotations
 
+import io
 import sys
 from contextlib import suppress
 from typing import Any
@@ -71,6 +72,10 @@ class LineReader:
 
     def __init__(self, terminal: Terminal) -> None:
         self.terminal = terminal
+        if isinstance(
+            sys.stdin, io.TextIOWrapper
+        ):  # UTF-8 whatever the locale says; other bytes are refused as they come
+            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
         self.person = sys.stdin.isatty()
         if self.person and sys.stdout.isatty():
             with suppress(ImportError):

@@ -45,13 +45,6 @@ def keeping(what: str, save: Path | None, report: Path | None, terminal: Termina
     _keep(what, save, report, terminal, kept)
 
 
-def save_rows(
-    save: Path | None, what: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], terminal: Terminal
-) -> None:
-    """Writes a record of a measurement that is over; does nothing without `--save`."""
-    _keep(what, save, None, terminal, Kept(list(rows), dict(settings)))
-
-
 def _check(save: Path | None, report: Path | None, terminal: Terminal) -> None:
     if save is None and report is None:
         return

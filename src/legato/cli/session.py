@@ -57,12 +57,15 @@ class ChatSession:
         if name not in sessions.folder:
             self.terminal.dim(f"new session {name}")
             return
+        given = self.system
         restored = sessions.restore(name)
         try:
             self.messages = _messages({"messages": list(restored.messages)})
         except ValueError as error:
             raise UsageError(f"session {name!r} is no plain conversation: {error}; choose another name") from None
         self.system = next((m["content"] for m in self.messages if m["role"] == "system"), None)
+        if given is not None and given != self.system:
+            self.terminal.note(f"session {name} has its own system message, --system is not used; /system starts anew")
         turns = sum(message["role"] == "user" for message in self.messages)
         read = f"{restored.loaded_tokens} tokens read in {restored.load_s:.2f} s"
         self.terminal.dim(f"session {name}: {turns} questions, {read}")
@@ -72,6 +75,7 @@ class ChatSession:
     def take(self, text: str) -> bool:
         """A message or a /command. True when Ctrl-C stopped the answer. Refusals are told, and the chat goes on."""
         try:
+            _check_text(text)
             if text.startswith("/"):
                 return self._command(text)
             return self._answer([*self.messages, {"role": "user", "content": text}])
@@ -142,10 +146,16 @@ class ChatSession:
     def save(self, name: str) -> None:
         if not name:
             raise UsageError("/save needs a file name: /save talk.json")
+        from legato.replay import replace_file
+
         path = Path(name).expanduser()
         saved = {"model": self.llm.name, "messages": self.messages}
+        data = (json.dumps(saved, ensure_ascii=False, indent=1) + "\n").encode("utf-8")
         try:
-            path.write_text(json.dumps(saved, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            if path.exists() and not path.is_file():  # a pipe or a terminal
+                path.write_bytes(data)
+            else:
+                replace_file(path.resolve(), data)
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror or error}; choose a place that can be written") from None
         self.terminal.dim(f"{len(self.messages)} messages saved in {path}")
@@ -158,7 +168,7 @@ class ChatSession:
             messages = _messages(json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror or error}; give a file that /save wrote") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{path}: {error}; give a file that /save wrote") from None
         self.messages = messages
         self.system = next((m["content"] for m in messages if m["role"] == "system"), None)
@@ -179,6 +189,14 @@ class ChatSession:
 
     def exit(self, _: str) -> None:
         self.ended = True
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        before = len(text[: error.start].encode("utf-8", "surrogateescape"))
+        raise UsageError(f"byte {before} of this line is not UTF-8; convert the text to UTF-8 first") from None
 
 
 def _number(text: str, command: str, kind: Callable[[str], T]) -> T:

@@ -32,7 +32,7 @@ def page_of(record: Record) -> Page:
         raise UsageError(f"the record of {record.what} holds no rows; measure again")
     try:
         page = import_module(PAGES[record.what]).page(record)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         problem = f"{type(error).__name__}: {error}"
         raise UsageError(f"these rows are not those of {record.what} ({problem}); measure again") from error
     assert isinstance(page, Page)

@@ -49,7 +49,7 @@ def command(
     """Throughput of N requests handed over at once."""
     from legato.bench.offline import bench_offline
     from legato.cli.loading import open_llm
-    from legato.cli.saving import save_rows
+    from legato.cli.saving import keeping
     from legato.measure.energy import Tab
 
     config = config_of(options)
@@ -58,12 +58,16 @@ def command(
     if config.itl_slo_ms is None:
         config = replace(config, itl_slo_ms=OFFLINE_ITL_MS)
     terminal = Terminal(config.color)
-    with open_llm(config, terminal, capacity=True) as llm, terminal.bar() as bar:
+    with (
+        keeping("offline", save, None, terminal) as kept,
+        open_llm(config, terminal, capacity=True) as llm,
+        terminal.bar() as bar,
+    ):
         tab = Tab(llm.rates)
         done = bench_offline(llm, requests, prompt, decode, shared_prefix, bar, static, vary)
-        settings = receipt(llm)
+        kept.settings.update(receipt(llm))
         shown = rounded(asdict(done) | tab.row(done.seconds, requests * decode))
-    save_rows(save, "offline", settings, [shown], terminal)
+        kept.rows.append(shown)
     if as_json:
         terminal.json(shown)
         return
