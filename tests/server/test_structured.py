@@ -360,3 +360,44 @@ def test_neighbours_of_constrained_answers_keep_their_text(smol: Live) -> None:
     for i in (1, 4):
         jsonschema.validate(json.loads(replies[i].json["choices"][0]["message"]["content"]), SCHEMA)
     smol.wait(smol.idle, 5.0, "everything given back")
+
+
+def test_a_stream_with_tools_has_every_tokens_logprobs_and_id(smol: Live) -> None:
+    """Also of the tokens that no chunk's text shows: the end of a call, the end of the turn."""
+    seen = {"logprobs": True, "return_token_ids": True, "seed": 3, "max_tokens": 60, "parallel_tool_calls": False}
+    for choice in ("required", "auto"):
+        body = {"messages": ASK, "tools": [WEATHER], "tool_choice": choice, **seen}
+        whole = smol.post(CHAT, body).json
+        events = [e for e in smol.post(CHAT, body | {"stream": True}).events[:-1] if e["choices"]]
+        assert events[0]["prompt_token_ids"] == whole["prompt_token_ids"]
+        parts = [event["choices"][0] for event in events]
+        assert [i for part in parts for i in part.get("token_ids", [])] == whole["choices"][0]["token_ids"]
+        logprobs = [entry for part in parts for entry in (part.get("logprobs") or {"content": []})["content"]]
+        assert logprobs == whole["choices"][0]["logprobs"]["content"]
+        assert len(logprobs) == whole["usage"]["completion_tokens"]
+
+
+def test_what_a_text_completion_shows_of_special_tokens_is_the_same_streamed(smol: Live) -> None:
+    end = {"logit_bias": {"2": 100}, "ignore_eos": True, "skip_special_tokens": False, "logprobs": 0, "max_tokens": 4}
+    shown = smol.post(TEXT, {"prompt": "a", **end}).json["choices"][0]
+    assert shown["text"] == "<|im_end|>" * 4 and shown["logprobs"]["text_offset"] == [0, 10, 20, 30]
+    ids = [1, 9690, 198, 2, 504]
+    echoed = {"prompt": ids, "echo": True, "skip_special_tokens": False, "max_tokens": 0, "logit_bias": {"2": 100}}
+    whole = smol.post(TEXT, echoed).json["choices"][0]
+    assert whole["text"].startswith("<|im_start|>system\n<|im_end|>") and whole["finish_reason"] == "length"
+    events = smol.post(TEXT, echoed | {"stream": True, "return_token_ids": True}).events[:-1]
+    choices = [event["choices"][0] for event in events if event["choices"]]
+    assert "".join(choice["text"] for choice in choices) == whole["text"]
+    assert choices[-1]["finish_reason"] == "length" and choices[0]["prompt_token_ids"] == ids
+    for path, prompt in ((TEXT, {"prompt": "a"}), (CHAT, {"messages": ASK})):
+        refused = smol.post(path, {**prompt, "prompt_logprobs": 1, "stream": True})
+        assert refused.status == 400 and refused.error["param"] == "prompt_logprobs"
+
+
+def test_a_streams_last_usage_knows_what_was_cached(smol: Live) -> None:
+    body = {"messages": [{"role": "user", "content": "word " * 60}], "max_tokens": 3, "seed": 1}
+    smol.post(CHAT, body)
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    events = smol.post(CHAT, body | {"stream": True, "stream_options": options}).events[:-1]
+    cached = [event["usage"]["prompt_tokens_details"]["cached_tokens"] for event in events]
+    assert cached[-1] == cached[-2] > 16

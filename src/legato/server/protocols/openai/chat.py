@@ -9,7 +9,7 @@ Chunks that carry text alone are a fixed prefix, the text as JSON, and a fixed s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from legato.completion import Delta, Output
@@ -60,12 +60,14 @@ class ChatEncoder:
         self._logprobs: list[list[TokenLogprobs]] = [[] for _ in range(self._params.n)]
         self._ids: list[list[int]] = [[] for _ in range(self._params.n)]
         self._open = self._params.n
-        self._num_tokens = 0
+        self._num_tokens = self._num_cached = 0
         self._last: dict[str, Any] | None = None
 
     def begin(self) -> bytes:
         role = {"role": "assistant", "content": ""}
-        return b"".join(self._chunk(self._choice(i, role, None)) for i in range(self._params.n))
+        first = {"prompt_token_ids": list(self._stream.prompt_ids(0))} if self._view.token_ids else {}
+        choices = [self._choice(i, role, None) for i in range(self._params.n)]
+        return b"".join(self._chunk(choice, {} if choice["index"] else first) for choice in choices)
 
     def deltas(self, deltas: list[Delta]) -> bytes:
         out: list[bytes] = []
@@ -88,6 +90,7 @@ class ChatEncoder:
         return b"".join(out)
 
     def end(self, result: Result) -> bytes:
+        self._num_cached = result.cached_tokens
         out = [] if self._last is None else [self._chunk(self._last, measured(result, self._stream.ask.include))]
         if self._view.include_usage:
             thought = sum(reader.reasoning_tokens for reader in self._readers)
@@ -140,7 +143,7 @@ class ChatEncoder:
             shown["timings"] = {"at_ms": round(1e3 * (self._at - self._began), 3)}
         shown |= more or {}
         if self._view.continuous_usage:
-            shown["usage"] = usage(len(self._stream.prompt_ids(0)), self._num_tokens, 0)
+            shown["usage"] = usage(len(self._stream.prompt_ids(0)), self._num_tokens, self._num_cached)
         return self._head.event(shown)
 
     def _rich(self, delta: Delta) -> bytes:
@@ -168,6 +171,12 @@ class ChatEncoder:
                 choice["token_ids"] = self._ids[index]
             self._logprobs[index], self._ids[index] = [], []
             out.append(self._chunk(choice))
+        if (
+            delta.finish_reason is not None
+            and self._ids[index]
+            and (self._view.token_ids or self._params.logprobs is not None)
+        ):
+            out.append(self._rich(replace(delta, text="", token_ids=[], logprobs=None)))  # those of no chunk's text
         return out
 
     def _message(self, index: int, output: Output) -> dict[str, Any]:

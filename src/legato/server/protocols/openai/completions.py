@@ -51,11 +51,14 @@ class CompletionEncoder:
         count = len(stream.answers) * self._params.n
         self._prefixes = self._head.fronts(count, b'"text":')
         self._plain = not (view.continuous_usage or view.token_ids or self._params.logprobs is not None)
-        self._logprobs = [TextLogprobs(self._tokenizer, view.tokens_as_ids) for _ in range(count)]
+        self._logprobs = [
+            TextLogprobs(self._tokenizer, view.tokens_as_ids, stream.ask.skip_special) for _ in range(count)
+        ]
         self._ids: list[list[int]] = [[] for _ in range(count)]
         self._begun = [False] * count
+        self._told = [False] * count
         self._open = count
-        self._num_tokens = 0
+        self._num_tokens = self._num_cached = 0
         self._last: dict[str, Any] | None = None
 
     def begin(self) -> bytes:
@@ -75,6 +78,7 @@ class CompletionEncoder:
         return b"".join(out)
 
     def end(self, result: Result) -> bytes:
+        self._num_cached = result.cached_tokens
         out = [] if self._last is None else [self._chunk(self._last, measured(result, self._stream.ask.include))]
         if self._view.include_usage:
             out.append(self._head.event({"choices": [], "usage": self._usage(result)}))
@@ -124,20 +128,24 @@ class CompletionEncoder:
         self._logprobs[index].add(self._stream.prompt_logprobs(prompt) or [])
 
     def _prompt_text(self, prompt: int) -> str:
-        return self._tokenizer.decode(self._stream.prompt_ids(prompt))
+        return self._tokenizer.decode(self._stream.prompt_ids(prompt), skip_special=self._stream.ask.skip_special)
 
     def _usage(self, result: Result) -> dict[str, Any]:
         made = 0 if self._view.only_echo else result.completion_tokens
         return usage(result.prompt_tokens, made, result.cached_tokens)
 
     def _choice(self, index: int, text: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
+        shown = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
+        if self._view.token_ids and not self._told[index]:
+            shown["prompt_token_ids"] = list(self._stream.prompt_ids(index // self._params.n))
+            self._told[index] = True
+        return shown
 
     def _chunk(self, choice: dict[str, Any], more: dict[str, Any] | None = None) -> bytes:
         shown = {"choices": [choice], **(more or {})}
         if self._view.continuous_usage:
             prompt_tokens = sum(len(answer.request.prompt_ids) for answer in self._stream.answers)
-            shown["usage"] = usage(prompt_tokens, self._num_tokens, 0)
+            shown["usage"] = usage(prompt_tokens, self._num_tokens, self._num_cached)
         return self._head.event(shown)
 
     def _echo(self, index: int) -> bytes:
@@ -167,6 +175,7 @@ class CompletionEncoder:
     def _finish(self, delta: Delta) -> bytes:
         """The finish chunk; the last one waits for the timings."""
         reason, stop_reason = reason_of(delta.finish_reason, delta.stop_reason)
+        reason = "length" if self._view.only_echo else reason
         choice = self._choice(delta.index, "", None) | {"finish_reason": reason, "stop_reason": stop_reason}
         self._open -= 1
         if self._open:

@@ -128,8 +128,8 @@ def token_name(tokenizer: Tokenizer, token_id: int, as_ids: bool) -> str:
 class TextLogprobs:
     """A text completion's logprobs object, growing: offsets count characters from the text's begin."""
 
-    def __init__(self, tokenizer: Tokenizer, as_ids: bool) -> None:
-        self._tokenizer, self._as_ids = tokenizer, as_ids
+    def __init__(self, tokenizer: Tokenizer, as_ids: bool, skip_special: bool = True) -> None:
+        self._tokenizer, self._as_ids, self._skip_special = tokenizer, as_ids, skip_special
         self._offset = 0
         self._held = b""
         self.empty()
@@ -159,7 +159,8 @@ class TextLogprobs:
     def _place(self, token_id: int) -> None:
         self.tokens.append(token_name(self._tokenizer, token_id, self._as_ids))
         self.text_offset.append(self._offset)
-        data = self._held + (b"" if self._tokenizer.is_special(token_id) else self._tokenizer.token_bytes(token_id))
+        unseen = self._skip_special and self._tokenizer.is_special(token_id)
+        data = self._held + (b"" if unseen else self._tokenizer.token_bytes(token_id))
         whole = data.decode("utf-8", "ignore")
         self._held = data[len(whole.encode()) :] if len(data) - len(whole.encode()) < 4 else b""
         self._offset += len(whole)
