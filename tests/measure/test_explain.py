@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from legato.bench.made_up import llama_spec
 from legato.bench.record import Record
+from legato.cli import waterfall
 from legato.core.account import Account, Felt
 from legato.core.events import Usage
 from legato.measure.advice import Advice, advise, by_kind
 from legato.measure.case import Case, Setting
 from legato.measure.cost import Role, attention_flops
 from legato.measure.explain import LABELS, explain, token_line
-from legato.measure.line import fit_line
+from legato.measure.line import Line, fit_line
 from legato.measure.machine import AttentionRate, Machine, Sheet
 from legato.measure.step_time import Load, StepCost, StepTimeModel
 from legato.measure.visit import Visit
@@ -185,6 +186,23 @@ def test_a_few_points_far_off_change_little(seed: int) -> None:
 def test_no_line_goes_through_one_point() -> None:
     assert fit_line([3.0, 3.0], [1.0, 2.0]) is None
     assert explain(lived(20, 0, 2)).line is None
+
+
+@pytest.mark.parametrize(
+    ("slope", "error", "points", "words"),
+    [
+        (-36e-3, 10e-3, 19, "cannot make a token cheaper"),
+        (-36e-3, 1e-3, 400, "cannot make a token cheaper"),
+        (36e-3, 0.0, 2, "2 tokens are too few"),
+        (36e-3, 1e-3, 31, "31 tokens are too few"),
+        (36e-3, 30e-3, 400, "to tell that slope from none"),
+        (36e-3, 1e-3, 32, ""),
+    ],
+)
+def test_a_slope_that_may_be_noise_is_never_told_as_a_fact(slope: float, error: float, points: int, words: str) -> None:
+    told = "\n".join(waterfall.told(replace(explain(lived(700, 0, 51)), line=Line(5.5, slope, error, 0.1, points))))
+    assert f"{1e3 * slope:+.2f} us x tokens" in told
+    assert words in told and ("by attention's own clock it is" in told) == bool(words)
 
 
 # -- advice, checked by living through it -----------------------------------------------------------------------------

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from legato.measure.explain import LABELS, Explanation, Part
+from legato.measure.line import Line
 
 BAR = 32  # columns that stand for the whole time
 LEAST_MS = 0.005  # less is not shown, unless it is named below
 ALWAYS = ("prefill_cached", "unexplained")
+SURE = 32  # points; through fewer, chance alone lays a steep line that looks certain
 PLOT_WIDTH, PLOT_HEIGHT = 64, 10
 
 
@@ -72,12 +74,20 @@ def _latencies(e: Explanation) -> Iterator[str]:
             f"a token takes {e.line.c0:.2f} ms {slope:+.2f} us x tokens before it "
             f"(+- {error:.2f} us; half of them within {e.line.off:.2f} ms of that), without what others took"
         )
-        if abs(slope) < 2 * error:
-            yield (
-                "the answer is too short, or the machine too unsteady, to tell that slope from none; "
-                f"by attention's own clock it is {1e3 * e.context_ms:+.2f} us"
-            )
+        if doubt := _doubt(e.line):
+            yield f"{doubt}; by attention's own clock it is {1e3 * e.context_ms:+.2f} us"
     yield ""
+
+
+def _doubt(line: Line) -> str:
+    """Why the slope is not to be taken for a fact; "" where it is one."""
+    if line.c1 < 0:
+        return "more context cannot make a token cheaper: that slope is noise of this machine"
+    if line.points < SURE:
+        return f"{line.points} tokens are too few to tell that slope from noise of this machine"
+    if line.c1 < 2 * line.error:
+        return "the answer is too short, or the machine too unsteady, to tell that slope from none"
+    return ""
 
 
 def plot(
