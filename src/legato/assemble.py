@@ -82,6 +82,7 @@ class Assembly:
             machine=machine,
             note="" if machine is not None else _why_no_walls(found, native, cache_dir),
             wider=widest_machine(cache_dir, self.executor.isa),
+            naive=self.config.naive,
         )
 
     def naive_engine(self) -> Engine:

@@ -33,6 +33,14 @@ def test_a_waterfall_and_advice_are_printed(run: Run, alphabet: Path) -> None:
     assert "no share of walls is told: the reference backend has none" in done.out and "\x1b" not in done.out
 
 
+def test_without_a_cache_the_advice_is_to_have_one(run: Run, alphabet: Path) -> None:
+    done = run("explain", "abcdefgh" * 8, "-m", alphabet, "--max-tokens", "40", "--ignore-eos", "--naive", "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert told["summary"]["naive"] and "--naive" in told["advice"][0]["do"]
+    assert not {a["kind"] for a in told["advice"]} & {"cached_prefix", "company", "kv_format"}
+
+
 def test_a_machine_never_calibrated_is_told_how_to_mend_that(run: Run, alphabet: Path) -> None:
     library = load_library()
     if isinstance(library, str):

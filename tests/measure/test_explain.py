@@ -22,6 +22,7 @@ from legato.measure.cost import Role, attention_flops
 from legato.measure.explain import LABELS, explain, token_line
 from legato.measure.line import Line, fit_line
 from legato.measure.machine import AttentionRate, Machine, Sheet
+from legato.measure.predict import Predictor, chunks
 from legato.measure.step_time import Load, StepCost, StepTimeModel
 from legato.measure.visit import Visit
 from legato.report.explain import page
@@ -229,6 +230,35 @@ def test_a_short_prompt_is_advised_to_be_half_as_long(prompt: int, cached: int, 
     found = advice_of(lived(prompt, cached, 12)).get("shorter_prompt")
     assert found is None or (found.figures["tokens"] == cut and f"{prompt - cut} instead of {prompt}" in found.do)
     assert found is not None or cached
+
+
+@pytest.mark.parametrize("machine", [None, MACHINE])
+def test_without_a_cache_the_first_advice_is_to_have_one(machine: Machine | None) -> None:
+    """The machine computes prompts by a law; without a cache every token is one."""
+    costs = (1e-3, 2e-4, 1e-5, 1e-6, 1e-7, 1e-4)
+    predictor = None if machine is None else Predictor(SPEC, BITS, "int8", machine)
+
+    def seconds(start: int, end: int) -> float:
+        if predictor is not None:
+            return predictor.ttft(end, start, 256).seconds
+        return sum(StepTimeModel(StepCost(*costs)).seconds(Load.of_rows(p.start, end)) for p in chunks(start, end, 256))
+
+    prompt, tokens = 100, 40
+    naive, once = (sum(seconds(start, at + 1) for start, at in pairs) for pairs in (
+        [(0, prompt + i) for i in range(tokens - 1)], [(prompt + i, prompt + i) for i in range(tokens - 1)],
+    ))  # fmt: skip
+    case = lived(prompt, 0, tokens)
+    case.account.costs = costs
+    case.account.decode = Felt(compute=naive)
+    case = replace(case, setting=replace(case.setting, machine=machine, naive=True))
+    first, *others = advise(case, token_line(case.account.trace))
+    assert first.kind == "cache" and "leave out --naive" in first.do and f"some {1e3 * once:.1f} ms" in first.do
+    assert first.saves_ms == pytest.approx(1e3 * (naive - once))
+    assert {a.kind for a in others} == {"max_tokens"}, "nothing that takes a cache for granted"
+    told = explain(case)
+    assert {p.name for p in told.parts if p.wall_ms is not None} <= {"prefill_computed"}
+    assert "no cache (--naive)" in next(waterfall.told(told))
+    json.dumps(told.as_json(), allow_nan=False)
 
 
 @pytest.mark.parametrize("prompt", [150, 2000, 6000])

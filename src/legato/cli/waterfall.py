@@ -22,7 +22,7 @@ def told(explanation: Explanation) -> Iterator[str]:
     e = explanation
     yield (
         f"{e.output_tokens} tokens after {e.prompt_tokens} of prompt in {_seconds(e.total_ms)}, the first after "
-        f"{_seconds(e.ttft_ms)}; {e.kv} keys and values, {e.threads} threads"
+        f"{_seconds(e.ttft_ms)}; {e.kv} keys and values{', no cache (--naive)' * e.naive}, {e.threads} threads"
     )
     yield ""
     yield from _waterfall(e)
@@ -75,7 +75,8 @@ def _latencies(e: Explanation) -> Iterator[str]:
             f"(+- {error:.2f} us; half of them within {e.line.off:.2f} ms of that), without what others took"
         )
         if doubt := _doubt(e.line):
-            yield f"{doubt}; by attention's own clock it is {1e3 * e.context_ms:+.2f} us"
+            clock = "" if e.naive else f"; by attention's own clock it is {1e3 * e.context_ms:+.2f} us"
+            yield doubt + clock
     yield ""
 
 

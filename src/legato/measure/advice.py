@@ -10,7 +10,7 @@ saves less than LEAST of the request's time is not told.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from legato.measure import cost
@@ -18,6 +18,7 @@ from legato.measure.case import Case, decode_kv_bytes, weight_bytes
 from legato.measure.line import Line
 from legato.measure.machine import Machine
 from legato.measure.predict import Predictor, chunks
+from legato.measure.step_time import DENSE, Load
 
 LEAST = 0.01
 SHORTER = 100  # tokens that a shorter prompt is said to leave out
@@ -27,8 +28,8 @@ COMPANY = 8
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """kind     shorter_prompt, cached_prefix, kv_format, max_tokens, threads, weights, alone, memory, same_grammar,
-             company
+    """kind     cache, shorter_prompt, cached_prefix, kv_format, max_tokens, threads, weights, alone, memory,
+             same_grammar, company
     do       what to change, in a sentence
     saves_ms milliseconds of this request; share: of its whole time
     of       "latency", or "machine": the machine's time that a request takes, its own latency grows
@@ -46,15 +47,19 @@ class Advice:
 
 
 def advise(case: Case, line: Line | None) -> list[Advice]:
-    """The largest saving first; those of the machine's time after those of this request's."""
+    """The largest saving first; those of the machine's time after those of this request's.
+
+    Without a cache that comes before all else, and what takes one for granted is not advised.
+    """
     total_ms = 1e3 * case.total_s
     if total_ms <= 0 or not case.account.num_steps:
         return []
     found: list[Advice] = []
-    for each in (_shorter, _cached, _fewer_tokens, _kv, _threads, _weights, _others, _company):
+    cached = (_shorter, _cached, _fewer_tokens, _kv, _threads, _weights, _others, _company)
+    for each in (_cache, _fewer_tokens, _others) if case.setting.naive else cached:
         found += each(case, line)
     told = [replace(a, share=a.saves_ms / total_ms) for a in found if a.saves_ms >= LEAST * total_ms]
-    return sorted(told, key=lambda a: (a.of != "latency", -a.saves_ms))
+    return sorted(told, key=lambda a: (a.kind != "cache", a.of != "latency", -a.saves_ms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,44 @@ def context_ms(case: Case) -> float:
     """What a token more of context adds to each step after the first token, as measured over all of them."""
     seen = cost.decode_positions(case.usage.num_prompt_tokens + 1, case.decoded)
     return 1e3 * case.account.decode.kv / seen if seen else 0.0
+
+
+def _cache(case: Case, line: Line | None) -> Iterator[Advice]:
+    """Tokens after the first, measured without a cache, times what is predicted with one over what is without."""
+    s, felt, prompt = case.setting, case.account.decode, case.usage.num_prompt_tokens
+    depths = range(prompt, prompt + case.decoded)
+    if s.machine is not None:
+        predictor = Predictor(s.spec, s.bits, s.kv, s.machine)
+        once = sum(predictor.itl(depth).seconds for depth in depths)
+        again = sum(predictor.ttft(depth + 1, 0, s.chunk).seconds for depth in depths)
+    else:
+        once = sum(expected_s(case.account.costs, depth, depth + 1, s.chunk) for depth in depths)
+        again = sum(expected_s(case.account.costs, 0, depth + 1, s.chunk) for depth in depths)
+    if again <= 0:
+        return
+    now_ms = 1e3 * felt.own
+    then_ms = now_ms * once / again
+    yield Advice(
+        "cache",
+        f"leave out --naive: the {case.decoded} tokens after the first would take some {then_ms:.1f} ms "
+        f"instead of {now_ms:.1f} ms",
+        now_ms - then_ms,
+        0.0,
+        figures={"decode_ms": now_ms, "then_ms": then_ms},
+    )
+
+
+def expected_s(costs: Sequence[float], start: int, end: int, chunk: int) -> float:
+    """What positions [start, end) would take alone by the engine's fitted costs, in the order of `StepCost`."""
+    if not costs:
+        return 0.0
+    step, row, dense_row, kv_token, visit, _ = costs
+    seconds = 0.0
+    for piece in chunks(start, end, chunk):
+        load = Load.of_rows(piece.start, piece.start + piece.length)
+        seconds += step + row * load.rows + dense_row * max(0, load.rows - DENSE)
+        seconds += kv_token * load.kv_tokens + visit * load.visited
+    return seconds
 
 
 def _shorter(case: Case, line: Line | None) -> Iterator[Advice]:

@@ -28,6 +28,7 @@ class Setting:
     kv_formats  those that keys and values could be kept in here
     machine     as calibrated with just these threads; None: it was not, and `note` says how that is mended
     wider       as calibrated with the most threads
+    naive       no cache: every token computes all before it again
     """
 
     spec: ArchSpec
@@ -40,6 +41,7 @@ class Setting:
     machine: Machine | None = None
     note: str = ""
     wider: Machine | None = None
+    naive: bool = False
 
 
 @dataclass(frozen=True, slots=True)

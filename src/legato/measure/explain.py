@@ -21,13 +21,12 @@ from typing import Any
 
 from legato.core.account import Felt, Trace
 from legato.measure import cost
-from legato.measure.advice import Advice, advise, context_ms
+from legato.measure.advice import Advice, advise, context_ms, expected_s
 from legato.measure.case import Case, decode_kv_bytes, weight_bytes
 from legato.measure.cost import Role
 from legato.measure.line import Line, fit_line
 from legato.measure.machine import Machine
-from legato.measure.predict import Predictor, chunks
-from legato.measure.step_time import DENSE, Load
+from legato.measure.predict import Predictor
 
 LABELS = {
     "template": "template",
@@ -123,11 +122,14 @@ def walls_of(case: Case, machine: Machine) -> dict[str, float]:
     weights, kv       their bytes at the measured speed of reading
     compute           its operations at the rate of products of many rows
     host              as many steps around a model of almost no work
+    Without a cache answers are prompts computed again and again: only the first of them has a wall.
     """
     s, usage = case.setting, case.usage
     prefill = Predictor(s.spec, s.bits, s.kv, machine).ttft(usage.num_prompt_tokens, usage.num_cached_tokens, s.chunk)
-    walls = {
-        "prefill_computed": prefill.seconds - prefill.host,
+    walls = {"prefill_computed": prefill.seconds - prefill.host}
+    if s.naive:
+        return walls
+    walls |= {
         "weights": weight_bytes(s) * case.decoded / machine.read_bytes_s,
         "kv": decode_kv_bytes(case) / machine.read_bytes_s,
     }
@@ -162,12 +164,13 @@ def parts_of(case: Case) -> list[Part]:
         part(name, "before", visit.laps.get(name, 0.0))
     begun = account.begun if account.num_steps else case.ended  # it may never have had its turn
     part("queue", "before", max(0.0, begun - usage.marks.get("arrived", begun)))
-    saved = expected_s(account.costs, usage.num_cached_tokens, case.setting.chunk)
+    saved = expected_s(account.costs, 0, usage.num_cached_tokens, case.setting.chunk)
     part("prefill_cached", "prefill", 0.0, tokens=usage.num_cached_tokens, saved_ms=1e3 * saved)
     part("prefill_computed", "prefill", first.own, tokens=case.computed, **_split(first))
     decode_bytes = weight_bytes(case.setting) * case.decoded
-    part("weights", "decode", later.weights, bytes=decode_bytes)
-    part("kv", "decode", later.kv, bytes=decode_kv_bytes(case))
+    naive = case.setting.naive  # what its steps read is counted for those of one row
+    part("weights", "decode", later.weights, **({} if naive else {"bytes": decode_bytes}))
+    part("kv", "decode", later.kv, **({} if naive else {"bytes": decode_kv_bytes(case)}))
     part("compute", "decode", later.compute)
     part("host", "decode", later.host)
     for name in ("others_prefill", "others_streams"):
@@ -186,19 +189,6 @@ def parts_of(case: Case) -> list[Part]:
     return parts
 
 
-def expected_s(costs: Sequence[float], tokens: int, chunk: int) -> float:
-    """What the first `tokens` of a prompt would take alone by the engine's fitted costs, in the order of `StepCost`."""
-    if not costs:
-        return 0.0
-    step, row, dense_row, kv_token, visit, _ = costs
-    seconds = 0.0
-    for piece in chunks(0, tokens, chunk):
-        load = Load.of_rows(piece.start, piece.start + piece.length)
-        seconds += step + row * load.rows + dense_row * max(0, load.rows - DENSE)
-        seconds += kv_token * load.kv_tokens + visit * load.visited
-    return seconds
-
-
 def _split(felt: Felt) -> dict[str, float]:
     return {f"{name}_ms": 1e3 * getattr(felt, name) for name in ("weights", "kv", "compute", "host")}
 
@@ -208,6 +198,7 @@ class Explanation:
     """Parts that add up to `total_ms`; a step a token; the line through their latencies; what would help.
 
     context_ms  what a token more of context adds to a token by attention's own clock
+    naive  no cache: every token computed all before it again
     miss  why no more of the prompt was found in the cache, in a sentence; None: nobody asked, or nothing missed
     """
 
@@ -229,6 +220,7 @@ class Explanation:
     context_ms: float
     advice: Sequence[Advice]
     miss: str | None = None
+    naive: bool = False
 
     @property
     def explained(self) -> float:
@@ -300,4 +292,5 @@ def explain(case: Case, miss: str | None = None) -> Explanation:
         context_ms=context_ms(case),
         advice=advise(case, line),
         miss=miss,
+        naive=setting.naive,
     )
