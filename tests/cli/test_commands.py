@@ -240,6 +240,37 @@ def test_doctor_fails_where_nothing_can_be_kept(run: Run, environ: dict[str, str
     assert ran.code == 1 and "bad   cache folder" in ran.out
 
 
+def test_doctor_opens_the_model_file(
+    run: Run, tmp_path: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, mode: str = "r", *args: object, **more: object) -> object:
+        if self == shut:
+            raise PermissionError(13, "Permission denied", str(self))
+        return opened(self, mode, *args, **more)  # type: ignore[call-overload]
+
+    shut, opened = tmp_path / "kept" / "model.gguf", Path.open
+    shut.parent.mkdir()
+    shut.write_bytes(b"GGUF")
+    monkeypatch.setattr("legato.cli.findings.cached", lambda model, cache_dir: shut)
+    assert run("doctor").code == 0
+    monkeypatch.setattr(Path, "open", refused)
+    ran = run("doctor", "--json")
+    [model] = [f for f in only_json(ran.out) if f["name"] == "model"]
+    assert ran.code == 1 and model["status"] == "bad"
+    assert "cannot be read: Permission denied" in model["text"] and "fetch it again" in model["fix"]
+
+
+@pytest.mark.parametrize("name", ["--kv-memory", "LEGATO_KV_MEMORY"])
+def test_doctor_refuses_the_memory_that_an_answer_would_be_refused(
+    run: Run, environ: dict[str, str], name: str
+) -> None:
+    environ |= {"LEGATO_KV_MEMORY": "1M" if name.startswith("--") else "999T"}
+    ran = run("doctor", "--json", *(["--kv-memory", "999T"] if name.startswith("--") else []))
+    [memory] = [f for f in only_json(ran.out) if f["name"] == "memory"]
+    assert ran.code == 1 and memory["status"] == "bad"
+    assert "are asked for keys and values" in memory["text"] and name in memory["fix"]
+
+
 def test_calibrate(run: Run) -> None:
     [shown] = only_json(run("calibrate", "--seconds", "0.01", "--threads", "2", "--json").out)
     assert shown.keys() >= {"isa", "threads", "read_gb_s", "int8_tops", "bf16_tflops", "step_overhead_us"}

