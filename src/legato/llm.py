@@ -252,7 +252,7 @@ class LLM:
         report.start(tokens, "reading the text")
         try:
             for window in windows:
-                with self._borrowed_pages(window) as pages:
+                with self._borrowed_pages(window, "cut it into shorter windows with --context") as pages:
                     total += self._window_nll(window, pages, report)
         finally:
             report.done()
@@ -274,17 +274,17 @@ class LLM:
         return total
 
     @contextmanager
-    def _borrowed_pages(self, ids: Sequence[int]) -> Iterator[list[int]]:
+    def _borrowed_pages(self, ids: Sequence[int], less: str = "give fewer tokens") -> Iterator[list[int]]:
         """Pages of the cache for `ids`, given back at the end; nobody else runs meanwhile."""
         if len(ids) > self.context_length:
-            fix = "give fewer tokens, or use a model with a longer context"
+            fix = f"give fewer tokens, or {self._longer()}"
             raise CapacityError("token_ids", len(ids), self.context_length, "tokens of context", fix)
         with self._lock:
             self._check_open()
             cache, seq = self.parts.engine.scheduler.cache, EngineSequence(-1, Request("logits", tuple(ids)))
             if not cache.grow(seq, len(ids)):
                 room = cache.num_available * cache.page_size
-                fix = "give fewer tokens, or more memory with kv_memory"
+                fix = f"{less}, or give more memory with --kv-memory"
                 raise CapacityError("token_ids", len(ids), room, "tokens of cache that are free", fix)
             try:
                 yield seq.pages
@@ -294,6 +294,9 @@ class LLM:
     # -- the loop -------------------------------------------------------------------------------------------------
 
     def _submit(self, ids: list[int], params: SamplingParams, visit: Visit, **terms: Unpack[Terms]) -> Answer:
+        if len(ids) + 1 > self.context_length:
+            fix = f"shorten the prompt, or {self._longer()}"
+            raise CapacityError("prompt tokens + 1", len(ids) + 1, self.context_length, "tokens of context", fix)
         params = params.seeded()
         visit("")
         self.parts.runner.admit(params)
@@ -393,6 +396,13 @@ class LLM:
         ids = [int(t) if isinstance(t, np.integer) else t for t in prompt]
         Request("check", tuple(ids)).check_vocab(self.parts.vocab_size)
         return ids
+
+    def _longer(self) -> str:
+        """How more tokens would fit: where a setting holds the context short, by that."""
+        most, source = self.parts.spec.context_length, self.config.sources["context"]
+        if self.context_length >= most:
+            return "use a model with a longer context"
+        return f"raise {'--context' if source == 'argument' else source} (the model has {most:,})"
 
     def _check_open(self) -> None:
         if self._closed:

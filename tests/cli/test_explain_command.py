@@ -93,6 +93,7 @@ def test_a_report_and_a_record_are_written(run: Run, alphabet: Path, tmp_path: P
         (["explain", "a", "--save", "{here}/no/such.json"], "choose a place that can be written"),
         (["explain", "a", "--raw", "--system", "b"], "--raw"),
         (["explain", "a", "--max-tokens", "0"], "max_tokens"),
+        (["explain", "a", "--context", "3"], "raise --context (the model has 128)"),
     ],
 )
 def test_wrong_use_is_one_line(run: Run, alphabet: Path, tmp_path: Path, arguments: list[str], words: str) -> None:

@@ -257,6 +257,27 @@ def test_a_prompt_too_long_names_both_numbers(llm: LLM) -> None:
     assert "501" in str(caught.value) and str(CONTEXT) in str(caught.value)
 
 
+def test_a_prompt_too_long_for_a_context_that_was_set_names_the_setting(
+    alphabet: Path, llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CapacityError, match="use a model with a longer context"):
+        llm.generate("a" * 500)
+    with LLM(str(alphabet), backend="reference", context=10) as short:
+        for asked in (short.generate, short.stream, lambda text: short.logits(short.tokenizer.encode(text))):
+            with pytest.raises(CapacityError, match=rf"raise --context \(the model has {CONTEXT}\)"):
+                asked("a" * 20)
+    monkeypatch.setenv("LEGATO_CONTEXT", "10")
+    with LLM(str(alphabet), backend="reference") as short, pytest.raises(CapacityError, match="raise LEGATO_CONTEXT"):
+        short.generate("a" * 20)
+
+
+def test_windows_that_the_cache_does_not_hold_may_be_shorter(alphabet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LLM(str(alphabet), backend="reference") as model:
+        monkeypatch.setattr(model.parts.engine.scheduler.cache, "grow", lambda seq, tokens: False)
+        with pytest.raises(CapacityError, match="shorter windows with --context, or give more memory with --kv-memory"):
+            model.perplexity([1, 2, 3])
+
+
 def test_one_bad_prompt_leaves_nothing_of_the_others(llm: LLM) -> None:
     with pytest.raises(RequestError):
         llm.generate(["fine", [9999]])

@@ -85,7 +85,7 @@ def warm(llm: LLM, plain: bool) -> None:
     from legato.bench.drive import Requests, drive
 
     requests = Requests(llm.parts.vocab_size)
-    drive(llm.parts.engine, [requests.make(requests.tokens(min(32, llm.context_length - 4)), 4)])
+    drive(llm.parts.engine, [requests.make(requests.tokens(max(1, min(32, llm.context_length - 4))), 4)])
     if not plain:
         llm.render([{"role": "user", "content": "Hello"}])
     assert llm.digest
