@@ -162,13 +162,23 @@ def _session_home(environ: Mapping[str, str]) -> Path:
     return (Path(base) if os.path.isabs(base) else Path("~/.local/share").expanduser()) / "legato" / "sessions"
 
 
+def _listed(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
 SETTINGS: dict[str, Setting] = {
     "model": Setting(_text, DEFAULT_MODEL, "built-in name, .gguf file, folder, or hf:ORG/NAME"),
     "backend": Setting(_one_of(*BACKENDS), "auto", "auto, native or reference"),
     "threads": Setting(_whole(1, 1024), None, "worker threads (default: the cores this process may use)"),
     "isa": Setting(_one_of(*ISAS), "auto", "instruction set of the native backend; lower ones can be forced"),
-    "weights": Setting(_one_of(*WEIGHTS), "auto", "make float weights q8_0, q4_0 or q4_1 while loading"),
-    "kv": Setting(_one_of(*KV_FORMATS), "auto", "how keys and values are kept: bf16, int8 or int4"),
+    "weights": Setting(
+        _one_of(*WEIGHTS), "auto", f"what float weights become while loading: {_listed(WEIGHTS)} (auto: as they are)"
+    ),
+    "kv": Setting(
+        _one_of(*KV_FORMATS),
+        "auto",
+        f"how keys and values are kept: {_listed(KV_FORMATS)} (auto: int8; the reference backend has f32 only)",
+    ),
     "kv_memory": Setting(_size, None, "memory for keys and values, such as 512M (default: from what is free)"),
     "context": Setting(_whole(2, 2**24), None, "longest prompt + answer in tokens (default: the model's)"),
     "page_size": Setting(_page, 16, "tokens a page of the cache"),

@@ -15,6 +15,7 @@ from alphabet import CONTEXT, write_alphabet, write_folder
 
 from legato.bench.offline import varied
 from legato.cli.group import COMMANDS
+from legato.config import KV_FORMATS, WEIGHTS
 from legato.core.events import Event
 from legato.engine import Engine
 from legato.kernels.cpu import load_library
@@ -51,6 +52,21 @@ Run = Callable[..., Any]
 def only_json(text: str) -> list[dict[str, Any]]:
     """Standard output as objects, one a line; fails on anything else."""
     return [json.loads(line) for line in text.splitlines()]
+
+
+def test_help_names_what_options_take_and_what_they_print(run: Run) -> None:
+    def told(*command: str) -> str:
+        return " ".join(run(*command, "--help").out.split())
+
+    perplexity = told("perplexity")
+    assert all(", ".join(names[:-1]) + f" or {names[-1]}" in perplexity for names in (WEIGHTS, KV_FORMATS))
+    assert "tokens a window (default: 2048" in perplexity and "longest prompt + answer" not in perplexity
+    assert "longest prompt + answer" in told("generate")
+    rows = ("decode", "prefill", "tradeoff", "compare", "serve")
+    for command in (["models"], ["doctor"], ["sessions", "list"], *(["bench", name] for name in rows)):
+        assert "print JSON Lines, one object a line" in told(*command)
+    for command in (["perplexity"], ["generate"], ["sessions", "show"], ["bench", "offline"], ["bench", "cache"]):
+        assert "print one JSON object" in told(*command)
 
 
 def test_help_names_every_command(run: Run) -> None:
@@ -147,6 +163,13 @@ def test_settings_come_from_the_environment(run: Run, environ: dict[str, str], a
     environ |= {"LEGATO_CONTEXT": "0"}
     ran = run("generate", "u", "--raw")
     assert ran.code == 2 and ran.err.startswith("error: LEGATO_CONTEXT='0'")
+
+
+def test_windows_that_are_no_number_are_refused(run: Run, alphabet: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("abc")
+    for value in ("abc", "1", "9999"):
+        ran = run("perplexity", tmp_path / "text", "-m", alphabet, "--context", value)
+        assert ran.code == 2 and ran.err.startswith("error: ") and "context" in ran.err
 
 
 def test_perplexity(run: Run, alphabet: Path, tmp_path: Path) -> None:

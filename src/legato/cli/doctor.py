@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from legato.cli.options import config_of, json_option, machine_options
+from legato.cli.options import config_of, json_lines_option, machine_options
 from legato.cli.terminal import Terminal
 
 _COLORS = {"ok": "32", "note": "33", "bad": "31"}
@@ -18,7 +18,7 @@ _COLORS = {"ok": "32", "note": "33", "bad": "31"}
 
 @click.command("doctor")
 @machine_options
-@json_option
+@json_lines_option
 def command(as_json: bool, **options: Any) -> int:
     """Look at this machine: what is used, what is not, and why; each remark with its mend."""
     from legato.cli.findings import find_all

@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from legato.cli.options import config_of, json_option
+from legato.cli.options import config_of, json_lines_option
 from legato.cli.terminal import Terminal
 from legato.config import DEFAULT_MODEL, SETTINGS
 
 
 @click.command("models")
 @click.option("--cache-dir", metavar="DIR", help=SETTINGS["cache_dir"].help)
-@json_option
+@json_lines_option
 def command(as_json: bool, **options: Any) -> None:
     """List built-in models and which are on this machine."""
     from legato.weights.catalog import BUILT_INS, cached

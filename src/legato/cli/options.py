@@ -67,6 +67,14 @@ model_options = _all(
 
 bench_options = _all(_model, _context, machine_options)
 
+window_options = _all(
+    _model,
+    click.option(
+        "--context", type=int, metavar="N", help="tokens a window (default: 2048, or the model's context if shorter)"
+    ),
+    machine_options,
+)
+
 replay_options = _all(
     _model,
     _setting("threads", metavar="N"),
@@ -83,7 +91,11 @@ bill_options = _all(
     _setting("price_per_hour", metavar="X"),
 )
 
-json_option = click.option("--json", "as_json", is_flag=True, help="print JSON on standard output, nothing else there")
+_JSON = "on standard output, nothing else there"
+json_option = click.option("--json", "as_json", is_flag=True, help=f"print one JSON object {_JSON}")
+json_lines_option = click.option(
+    "--json", "as_json", is_flag=True, help=f"print JSON Lines, one object a line, {_JSON}"
+)
 
 save_option = click.option(
     "--save", type=click.Path(path_type=Path), metavar="PATH", help="also write a dated JSON file (or into a folder)"

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from legato.cli.options import bench_options, config_of, json_option, read_text
+from legato.cli.options import config_of, json_option, read_text, window_options
 from legato.cli.terminal import Terminal
 from legato.errors import RequestError
 
@@ -19,7 +19,7 @@ WINDOW = 2048
 
 @click.command("perplexity")
 @click.argument("file")
-@bench_options
+@window_options
 @json_option
 def command(file: str, as_json: bool, **options: Any) -> None:
     """Mean surprise of a model at the text in FILE (`-`: standard input), in windows of --context tokens.
@@ -36,7 +36,7 @@ def command(file: str, as_json: bool, **options: Any) -> None:
     terminal = Terminal(config.color)
     with open_llm(config, terminal) as llm:
         length = llm.context_length
-        chosen = min(WINDOW, length) if window is None else int(window)
+        chosen = min(WINDOW, length) if window is None else window
         ids = llm.tokenizer.encode(text)
         started = time.perf_counter()
         with terminal.bar() as bar:

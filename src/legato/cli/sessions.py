@@ -15,7 +15,7 @@ from typing import Any
 import click
 from msgspec import to_builtins
 
-from legato.cli.options import config_of, json_option, session_options
+from legato.cli.options import config_of, json_lines_option, json_option, session_options
 from legato.cli.terminal import Terminal
 from legato.config import Config
 from legato.errors import UsageError
@@ -41,7 +41,7 @@ def _folder(options: dict[str, Any]) -> Iterator[tuple[SessionFolder, Terminal]]
 
 @command.command("list")
 @session_options
-@json_option
+@json_lines_option
 def list_command(as_json: bool, **options: Any) -> None:
     """All sessions, the latest save first."""
     with _folder(options) as (folder, terminal):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from legato.cli.bench.common import rounded, whole_numbers
-from legato.cli.options import FiniteRange, bench_options, config_of, json_option, report_option, save_option
+from legato.cli.options import FiniteRange, bench_options, config_of, json_lines_option, report_option, save_option
 from legato.cli.terminal import Terminal
 from legato.errors import LegatoError, UsageError
 
@@ -46,7 +46,7 @@ _SHOWN = (("depth", "prefill_tok_s"), ("depth", "decode_tok_s"), ("batch", "out_
 @bench_options
 @save_option
 @report_option
-@json_option
+@json_lines_option
 def command(
     peers: str,
     rounds: int,

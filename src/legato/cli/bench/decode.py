@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from legato.cli.bench.common import described, receipt, rounded, whole_numbers
-from legato.cli.options import bench_options, bill_options, config_of, json_option, report_option, save_option
+from legato.cli.options import bench_options, bill_options, config_of, json_lines_option, report_option, save_option
 from legato.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ DEPTHS = "0,512,2048,8000"
 @click.option("--decode", type=click.IntRange(1), default=64, show_default=True, metavar="N", help="steps a depth")
 @save_option
 @report_option
-@json_option
+@json_lines_option
 def command(
     depths: str | None, decode: int, save: Path | None, report: Path | None, as_json: bool, **options: Any
 ) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from legato.cli.bench.common import described, receipt, rounded, whole_numbers
-from legato.cli.options import bench_options, config_of, json_option, report_option, save_option
+from legato.cli.options import bench_options, config_of, json_lines_option, report_option, save_option
 from legato.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ PROMPTS = "64,128,256,512,1024,2048,4096,8000"
 @click.option("--runs", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="of each length")
 @save_option
 @report_option
-@json_option
+@json_lines_option
 def command(
     prompts: str | None, runs: int, save: Path | None, report: Path | None, as_json: bool, **options: Any
 ) -> None:

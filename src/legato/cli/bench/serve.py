@@ -21,7 +21,7 @@ from legato.cli.options import (
     bench_options,
     bill_options,
     config_of,
-    json_option,
+    json_lines_option,
     report_option,
     save_option,
 )
@@ -93,7 +93,7 @@ class Screen:
 @bill_options
 @save_option
 @report_option
-@json_option
+@json_lines_option
 def command(save: Path | None, report: Path | None, as_json: bool, **options: Any) -> int:
     """Load on a server: TTFT, ITL, TPOT, throughput, goodput. -m is the name that the server at --url knows."""
     from legato.bench.link import Origin

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from legato.cli.bench.common import described, receipt, rounded, whole_numbers
-from legato.cli.options import bench_options, config_of, json_option, report_option, save_option
+from legato.cli.options import bench_options, config_of, json_lines_option, report_option, save_option
 from legato.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ WHOLE_STEPS_MS = 60_000.0  # an SLO that lets prompts be read at once; no step w
 @click.option("--decode", type=click.IntRange(1), default=48, show_default=True, metavar="N", help="steps a batch")
 @save_option
 @report_option
-@json_option
+@json_lines_option
 def command(
     batch: str, depth: int, decode: int, save: Path | None, report: Path | None, as_json: bool, **options: Any
 ) -> None:
