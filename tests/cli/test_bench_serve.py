@@ -57,6 +57,19 @@ def test_faults_are_told_with_their_words(run: Callable[..., Any]) -> None:
     assert ran.code == 0 and "4 of 6 answers" in ran.out and "http 429: 2, such as: queue full" in ran.out
 
 
+def test_a_load_without_one_answer_fails_after_it_was_shown(run: Callable[..., Any], tmp_path: Path) -> None:
+    long = fake.refused("400 Bad Request", "the prompt is too long")
+    kept = ("--save", tmp_path / "kept.json", "--report", tmp_path / "page.html")
+    with running(FakeServer(lambda n: long if n else good)) as server:
+        ran = run(*SMALL, "--url", server.url, "--concurrency", "1,2", *kept)
+    assert ran.code == 1 and "1 at once: 0 of 6 answers" in ran.out and "2 at once: 0 of 6 answers" in ran.out
+    (line,) = (line for line in ran.err.splitlines() if line.startswith("error:"))
+    assert line == "error: all 12 requests failed; the first: http 400: the prompt is too long"
+    assert len(json.loads((tmp_path / "kept.json").read_text())["rows"]) == 2 and (tmp_path / "page.html").exists()
+    with running(FakeServer(lambda n: long if n > 6 else good)) as server:
+        assert run(*SMALL, "--url", server.url, "--concurrency", "1,2").code == 0  # one level was measured
+
+
 def test_a_server_that_dies_leaves_one_line_and_a_partial_record(run: Callable[..., Any], tmp_path: Path) -> None:
     with running(FakeServer(dies_at=9)) as server:
         ran = run(*SMALL[:3], "50", *SMALL[4:], "--url", server.url, "--json", "--save", tmp_path / "kept.json")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -125,12 +125,21 @@ def command(save: Path | None, report: Path | None, as_json: bool, **options: An
             stopped = _with_uvloop(_measure(where, known, asked, rates, Screen(terminal, kept, as_json)))
         kept.partial = stopped
     if stopped is None:
+        _some_answered(kept.rows)
         return 0
     from legato.bench.serve import INTERRUPTED
 
     if stopped == INTERRUPTED:
         return 130
     raise LegatoError(f"{stopped}; what was measured before is above")
+
+
+def _some_answered(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raises `LegatoError` where not one request of any level had an answer: nothing was measured."""
+    failed = sum(row["requests"] for row in rows)
+    if failed and not any(row["completed"] for row in rows):
+        kind = next(iter(rows[0]["errors"]))
+        raise LegatoError(f"all {failed} requests failed; the first: {kind}: {rows[0]['problems'][kind]}")
 
 
 def _random_prompts_only(from_file: bool) -> None:
