@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -174,6 +175,15 @@ def test_nobody_answers(run: Callable[..., Any]) -> None:
         assert run(*SMALL, "--url", server.url, "--api-key", "k3y").code == 0
     ran = run(*SMALL, "--url", server.url)
     assert ran.code == 1 and "no server answers at http://127.0.0.1" in ran.err and "connection refused" in ran.err
+
+
+def test_a_server_that_is_silent_from_the_first_question_on_is_given_up_in_time(run: Callable[..., Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never says a word
+        began = time.monotonic()
+        ran = run(*SMALL, "--url", f"http://127.0.0.1:{silent.getsockname()[1]}", "--timeout", "0.5")
+    assert ran.code == 1 and time.monotonic() - began < 15
+    (line,) = (line for line in ran.err.splitlines() if line.startswith("error:"))
+    assert "no answer to GET /v1/models within 0.5 s" in line and line.endswith("try a longer --timeout")
 
 
 def test_our_own_server_is_started_and_ended(run: Callable[..., Any], alphabet: Path, tmp_path: Path) -> None:

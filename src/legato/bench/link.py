@@ -179,10 +179,16 @@ class Link(asyncio.Protocol):
 
 
 class Client:
-    """Links to one server."""
+    """Links to one server. `timeout_s`: for a whole answer of `json`; `send` waits as long as its caller."""
 
-    def __init__(self, origin: Origin, api_key: str | None = None, clock: Clock = time.perf_counter) -> None:
-        self.origin = origin
+    def __init__(
+        self,
+        origin: Origin,
+        api_key: str | None = None,
+        clock: Clock = time.perf_counter,
+        timeout_s: float = 30.0,
+    ) -> None:
+        self.origin, self.timeout_s = origin, timeout_s
         self.links: set[Link] = set()
         self._clock = clock
         self._idle: list[Link] = []
@@ -249,14 +255,14 @@ class Client:
             raise LinkError(REFUSED, why) from None
         return link
 
-    async def json(self, method: str, path: str, body: Any = None, timeout_s: float = 30.0) -> tuple[int, Any]:
+    async def json(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """(status, the answer as JSON or None). Raises `LinkError`."""
         whole = _Whole()
         data = None if body is None else json.dumps(body).encode()
         try:
-            await asyncio.wait_for(self.send(method, path, data, whole), timeout_s)
+            await asyncio.wait_for(self.send(method, path, data, whole), self.timeout_s)
         except TimeoutError:
-            raise LinkError(STALLED, f"no answer to {method} {path} within {timeout_s:g} s") from None
+            raise LinkError(STALLED, f"no answer to {method} {path} within {self.timeout_s:g} s") from None
         with suppress(ValueError):
             return whole.status, json.loads(b"".join(whole.parts))
         return whole.status, None

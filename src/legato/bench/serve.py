@@ -112,6 +112,8 @@ async def models(client: Client) -> list[str]:
     except LinkError as error:
         where = f"http{'s' * client.origin.tls}://{client.origin.authority}"
         fix = "start the server, or leave out --url to measure our own"
+        if error.kind == STALLED:
+            fix = "try a longer --timeout"
         raise LegatoError(f"no server answers at {where} ({error}); {fix}") from None
     if status in (401, 403):
         raise UsageError("the server wants a key: give it with --api-key")

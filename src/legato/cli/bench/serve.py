@@ -198,7 +198,7 @@ async def _measure(url: str, model: str | None, asked: Asked, rates: Rates | Non
     from legato.measure.energy import Tab
 
     terminal = screen.terminal
-    client = Client(Origin.of(url), asked.api_key)
+    client = Client(Origin.of(url), asked.api_key, timeout_s=asked.timeout_s)
     try:
         with terminal.bar() as bar:
             target = await _target(client, model, asked, terminal)
