@@ -389,9 +389,6 @@ def test_what_a_text_completion_shows_of_special_tokens_is_the_same_streamed(smo
     choices = [event["choices"][0] for event in events if event["choices"]]
     assert "".join(choice["text"] for choice in choices) == whole["text"]
     assert choices[-1]["finish_reason"] == "length" and choices[0]["prompt_token_ids"] == ids
-    for path, prompt in ((TEXT, {"prompt": "a"}), (CHAT, {"messages": ASK})):
-        refused = smol.post(path, {**prompt, "prompt_logprobs": 1, "stream": True})
-        assert refused.status == 400 and refused.error["param"] == "prompt_logprobs"
 
 
 def test_a_streams_last_usage_knows_what_was_cached(smol: Live) -> None:

@@ -9,7 +9,8 @@ Chunks that carry text alone are a fixed prefix, the text as JSON, and a fixed s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import dataclass
 from typing import Any
 
 from legato.completion import Delta, Output
@@ -54,24 +55,26 @@ class ChatEncoder:
         self._prefixes = self._head.fronts(self._params.n, b'"delta":{"content":')
         self._readers = [stream.reader() for _ in range(self._params.n)]
         self._parted = self._readers[0].needed
-        rich = view.continuous_usage or view.token_ids or self._params.logprobs is not None or self._parted
-        self._plain = not (rich or view.step_times)
+        self._told_tokens = view.token_ids or self._params.logprobs is not None
+        self._waits = self._params.prompt_logprobs is not None  # first chunks tell what is known after the prompt
+        self._plain = not (self._told_tokens or view.continuous_usage or view.step_times or self._parted)
         self._began, self._at = stream.idle_since, 0.0  # nothing was read yet: when the stream was made
         self._logprobs: list[list[TokenLogprobs]] = [[] for _ in range(self._params.n)]
         self._ids: list[list[int]] = [[] for _ in range(self._params.n)]
+        self._arguments: list[list[str]] = [[] for _ in range(self._params.n)]  # of each choice's last call
+        self._begun = [False] * self._params.n
         self._open = self._params.n
-        self._num_tokens = self._num_cached = 0
+        self._num_tokens = self._cached = 0  # of the cache it is known at the end
         self._last: dict[str, Any] | None = None
 
     def begin(self) -> bytes:
-        role = {"role": "assistant", "content": ""}
-        first = {"prompt_token_ids": list(self._stream.prompt_ids(0))} if self._view.token_ids else {}
-        choices = [self._choice(i, role, None) for i in range(self._params.n)]
-        return b"".join(self._chunk(choice, {} if choice["index"] else first) for choice in choices)
+        return b"" if self._waits else b"".join(self._role(i) for i in range(self._params.n))
 
     def deltas(self, deltas: list[Delta]) -> bytes:
         out: list[bytes] = []
         for delta in deltas:
+            if not self._begun[delta.index]:
+                out.append(self._role(delta.index))
             self._num_tokens += len(delta.token_ids)
             self._at = delta.at
             if self._plain:
@@ -90,7 +93,7 @@ class ChatEncoder:
         return b"".join(out)
 
     def end(self, result: Result) -> bytes:
-        self._num_cached = result.cached_tokens
+        self._cached = result.cached_tokens
         out = [] if self._last is None else [self._chunk(self._last, measured(result, self._stream.ask.include))]
         if self._view.include_usage:
             thought = sum(reader.reasoning_tokens for reader in self._readers)
@@ -128,11 +131,22 @@ class ChatEncoder:
             ),
             **measured(result, self._stream.ask.include),
         }
+        return dumps(shown | self._of_prompt())
+
+    def _of_prompt(self) -> dict[str, Any]:
+        """What was asked for of the prompt's tokens."""
+        shown: dict[str, Any] = {}
         if self._params.prompt_logprobs is not None:
             shown["prompt_logprobs"] = prompt_logprobs(self._tokenizer, self._stream.prompt_logprobs(0))
         if self._view.token_ids:
             shown["prompt_token_ids"] = list(self._stream.prompt_ids(0))
-        return dumps(shown)
+        return shown
+
+    def _role(self, index: int) -> bytes:
+        """A choice's first chunk; the first choice's tells of the prompt, whose log-probabilities come with it."""
+        self._begun[index] = True
+        choice = self._choice(index, {"role": "assistant", "content": ""}, None)
+        return self._chunk(choice, None if index else self._of_prompt())
 
     def _choice(self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None) -> dict[str, Any]:
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
@@ -143,7 +157,7 @@ class ChatEncoder:
             shown["timings"] = {"at_ms": round(1e3 * (self._at - self._began), 3)}
         shown |= more or {}
         if self._view.continuous_usage:
-            shown["usage"] = usage(len(self._stream.prompt_ids(0)), self._num_tokens, self._num_cached)
+            shown["usage"] = usage(len(self._stream.prompt_ids(0)), self._num_tokens, self._cached)
         return self._head.event(shown)
 
     def _rich(self, delta: Delta) -> bytes:
@@ -153,31 +167,35 @@ class ChatEncoder:
         self._ids[index] += delta.token_ids
         if not delta.text and (delta.finish_reason is None or not self._ids[index]):
             return b""
-        choice = self._choice(index, {"content": delta.text}, self._logprobs_of(self._logprobs[index]))
-        if self._view.token_ids:
-            choice["token_ids"] = self._ids[index]
-        self._logprobs[index], self._ids[index] = [], []
-        return self._chunk(choice)
+        return self._with_tokens(index, {"content": delta.text})
 
     def _parts(self, delta: Delta) -> list[bytes]:
         """Chunks of an answer that may hold thoughts and calls; tokens come with the first chunk after them."""
         index = delta.index
         self._logprobs[index] += delta.logprobs or []
         self._ids[index] += delta.token_ids
-        out: list[bytes] = []
-        for part in self._readers[index].feed(delta):
-            choice = self._choice(index, _shown(part), self._logprobs_of(self._logprobs[index]))
-            if self._view.token_ids:
-                choice["token_ids"] = self._ids[index]
-            self._logprobs[index], self._ids[index] = [], []
-            out.append(self._chunk(choice))
-        if (
-            delta.finish_reason is not None
-            and self._ids[index]
-            and (self._view.token_ids or self._params.logprobs is not None)
-        ):
-            out.append(self._rich(replace(delta, text="", token_ids=[], logprobs=None)))  # those of no chunk's text
-        return out
+        parts = self._readers[index].feed(delta)
+        self._follow(index, parts)
+        shown = [_shown(part) for part in parts]
+        if not shown and delta.finish_reason is not None and self._told_tokens and self._ids[index]:
+            shown = [{}]  # the last tokens have no text to come with
+        return [self._with_tokens(index, each) for each in shown]
+
+    def _with_tokens(self, index: int, shown: dict[str, Any]) -> bytes:
+        """A chunk with the tokens since the last one."""
+        choice = self._choice(index, shown, self._logprobs_of(self._logprobs[index]))
+        if self._view.token_ids:
+            choice["token_ids"] = self._ids[index]
+        self._logprobs[index], self._ids[index] = [], []
+        return self._chunk(choice)
+
+    def _follow(self, index: int, parts: list[Part]) -> None:
+        """Keeps the last call's arguments: whether they are whole is looked at once, at the end."""
+        for part in parts:
+            if isinstance(part, CallBegun):
+                self._arguments[index] = []
+            elif isinstance(part, CallArguments):
+                self._arguments[index].append(part.text)
 
     def _message(self, index: int, output: Output) -> dict[str, Any]:
         """A whole answer's message. Thoughts come under both of the names that clients look for."""
@@ -190,6 +208,7 @@ class ChatEncoder:
         reader = self._readers[index] = self._stream.reader()
         parts = reader.feed(Delta(output.text, output.token_ids, index, output.finish_reason or FinishReason.STOP))
         reader.count_thought(counted)
+        self._follow(index, parts)
         calls: list[dict[str, Any]] = []
         for part in parts:
             if isinstance(part, CallBegun):
@@ -209,10 +228,11 @@ class ChatEncoder:
     def _reason(
         self, index: int, reason: FinishReason | None, stop_reason: str | int | None
     ) -> tuple[str, str | int | None]:
-        """A call that was chosen is the reason; one that was named by the client is not."""
+        """A whole call that was chosen is the reason; one that was named by the client is not."""
         word, stop = reason_of(reason, stop_reason)
         use = self._stream.ask.tools
-        if word == "stop" and self._readers[index].num_calls and use is not None and use.choice != "named":
+        called = self._readers[index].num_calls and use is not None and use.choice != "named"
+        if word == "stop" and called and _is_json("".join(self._arguments[index])):
             return "tool_calls", stop
         return word, stop
 
@@ -230,6 +250,14 @@ class ChatEncoder:
         if self._params.logprobs is None or found is None:
             return None
         return {"content": chat_logprobs(self._tokenizer, found, self._view.tokens_as_ids)}
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _shown(part: Part) -> dict[str, Any]:

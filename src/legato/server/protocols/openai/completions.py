@@ -10,6 +10,7 @@ from typing import Any
 
 from legato.completion import Delta, Output
 from legato.core.plan import TokenLogprobs
+from legato.core.sequence import FinishReason
 from legato.server.ask import Result
 from legato.server.exchange import EVENTS
 from legato.server.jsonbody import dumps
@@ -50,15 +51,16 @@ class CompletionEncoder:
         self._head = Head("cmpl", "text_completion", stream.service.model.name)
         count = len(stream.answers) * self._params.n
         self._prefixes = self._head.fronts(count, b'"text":')
-        self._plain = not (view.continuous_usage or view.token_ids or self._params.logprobs is not None)
-        self._logprobs = [
-            TextLogprobs(self._tokenizer, view.tokens_as_ids, stream.ask.skip_special) for _ in range(count)
-        ]
+        rich = view.continuous_usage or view.token_ids or view.prompt_logprobs or self._params.logprobs is not None
+        self._plain = not rich
+        skip = stream.ask.skip_special
+        self._logprobs = [TextLogprobs(self._tokenizer, view.tokens_as_ids, skip) for _ in range(count)]
         self._ids: list[list[int]] = [[] for _ in range(count)]
         self._begun = [False] * count
         self._told = [False] * count
+        self._cached = 0  # known at the end
         self._open = count
-        self._num_tokens = self._num_cached = 0
+        self._num_tokens = 0
         self._last: dict[str, Any] | None = None
 
     def begin(self) -> bytes:
@@ -78,7 +80,7 @@ class CompletionEncoder:
         return b"".join(out)
 
     def end(self, result: Result) -> bytes:
-        self._num_cached = result.cached_tokens
+        self._cached = result.cached_tokens
         out = [] if self._last is None else [self._chunk(self._last, measured(result, self._stream.ask.include))]
         if self._view.include_usage:
             out.append(self._head.event({"choices": [], "usage": self._usage(result)}))
@@ -94,7 +96,7 @@ class CompletionEncoder:
 
     def _whole_choice(self, index: int, output: Output) -> dict[str, Any]:
         view, prompt = self._view, index // self._params.n
-        reason, stop_reason = reason_of(output.finish_reason, output.stop_reason)
+        reason, stop_reason = self._reason(output.finish_reason, output.stop_reason)
         text = "" if view.only_echo else output.text
         if view.echo:
             text = self._prompt_text(prompt) + text
@@ -102,15 +104,25 @@ class CompletionEncoder:
             "index": index,
             "text": text,
             "logprobs": self._whole_logprobs(index, output.logprobs),
-            "finish_reason": "length" if view.only_echo else reason,
+            "finish_reason": reason,
             "stop_reason": stop_reason,
         }
         if view.token_ids:
-            choice["prompt_token_ids"] = list(self._stream.prompt_ids(prompt))
             choice["token_ids"] = output.token_ids
-        if view.prompt_logprobs:
-            choice["prompt_logprobs"] = prompt_logprobs(self._tokenizer, self._stream.prompt_logprobs(prompt))
-        return choice
+        return choice | self._of_prompt(prompt)
+
+    def _of_prompt(self, prompt: int) -> dict[str, Any]:
+        """What was asked for of the prompt's tokens."""
+        shown: dict[str, Any] = {}
+        if self._view.token_ids:
+            shown["prompt_token_ids"] = list(self._stream.prompt_ids(prompt))
+        if self._view.prompt_logprobs:
+            shown["prompt_logprobs"] = prompt_logprobs(self._tokenizer, self._stream.prompt_logprobs(prompt))
+        return shown
+
+    def _reason(self, reason: FinishReason | None, stop_reason: str | int | None) -> tuple[str, str | int | None]:
+        """A token that is not shown ends nothing."""
+        return ("length", None) if self._view.only_echo else reason_of(reason, stop_reason)
 
     def _whole_logprobs(self, index: int, found: list[TokenLogprobs] | None) -> dict[str, Any] | None:
         if self._params.logprobs is None:
@@ -135,17 +147,18 @@ class CompletionEncoder:
         return usage(result.prompt_tokens, made, result.cached_tokens)
 
     def _choice(self, index: int, text: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
-        shown = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
-        if self._view.token_ids and not self._told[index]:
-            shown["prompt_token_ids"] = list(self._stream.prompt_ids(index // self._params.n))
+        """A choice of a chunk; its first one tells of the prompt."""
+        choice: dict[str, Any] = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
+        if not self._told[index]:
             self._told[index] = True
-        return shown
+            choice |= self._of_prompt(index // self._params.n)
+        return choice
 
     def _chunk(self, choice: dict[str, Any], more: dict[str, Any] | None = None) -> bytes:
         shown = {"choices": [choice], **(more or {})}
         if self._view.continuous_usage:
             prompt_tokens = sum(len(answer.request.prompt_ids) for answer in self._stream.answers)
-            shown["usage"] = usage(prompt_tokens, self._num_tokens, self._num_cached)
+            shown["usage"] = usage(prompt_tokens, self._num_tokens, self._cached)
         return self._head.event(shown)
 
     def _echo(self, index: int) -> bytes:
@@ -174,8 +187,7 @@ class CompletionEncoder:
 
     def _finish(self, delta: Delta) -> bytes:
         """The finish chunk; the last one waits for the timings."""
-        reason, stop_reason = reason_of(delta.finish_reason, delta.stop_reason)
-        reason = "length" if self._view.only_echo else reason
+        reason, stop_reason = self._reason(delta.finish_reason, delta.stop_reason)
         choice = self._choice(delta.index, "", None) | {"finish_reason": reason, "stop_reason": stop_reason}
         self._open -= 1
         if self._open:

@@ -136,7 +136,7 @@ def _params(body: Common, names: Mapping[str, str], **chosen: Any) -> SamplingPa
         "stop_token_ids": body.stop_token_ids,
         "ignore_eos": body.ignore_eos,
         "n": body.n,
-        "prompt_logprobs": _not_streamed(body),
+        "prompt_logprobs": body.prompt_logprobs,
         "grammar": grammar_of(body)[0],
         **chosen,
     }
@@ -230,10 +230,3 @@ def _option(body: Common, name: str) -> bool:
 def _refuse_true(value: bool | None, name: str, fix: str) -> None:
     if value:
         raise Problem(400, f"{name} is not supported: {fix}", param=name, code="unsupported_parameter")
-
-
-def _not_streamed(body: Common) -> int | None:
-    """A stream has no place for them that clients would look at."""
-    if body.stream and body.prompt_logprobs is not None:
-        raise RequestError("prompt_logprobs", body.prompt_logprobs, "left out with stream", "ask for the whole answer")
-    return body.prompt_logprobs

@@ -126,7 +126,10 @@ def token_name(tokenizer: Tokenizer, token_id: int, as_ids: bool) -> str:
 
 
 class TextLogprobs:
-    """A text completion's logprobs object, growing: offsets count characters from the text's begin."""
+    """A text completion's logprobs object, growing: offsets count characters from the text's begin.
+
+    skip_special  control tokens are no part of the text
+    """
 
     def __init__(self, tokenizer: Tokenizer, as_ids: bool, skip_special: bool = True) -> None:
         self._tokenizer, self._as_ids, self._skip_special = tokenizer, as_ids, skip_special
