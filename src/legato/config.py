@@ -162,6 +162,12 @@ def _session_home(environ: Mapping[str, str]) -> Path:
     return (Path(base) if os.path.isabs(base) else Path("~/.local/share").expanduser()) / "legato" / "sessions"
 
 
+def config_home(environ: Mapping[str, str] | None = None) -> Path:
+    """Where programs that follow the XDG base directories keep their settings."""
+    base = (os.environ if environ is None else environ).get("XDG_CONFIG_HOME", "")
+    return Path(base) if os.path.isabs(base) else Path("~/.config").expanduser()
+
+
 def _listed(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 

@@ -28,6 +28,7 @@ FILES = [name for name, client in clients(Path("/h")).items() if client.file is 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     return tmp_path
 
 
@@ -159,6 +160,24 @@ def test_what_was_there_stays_and_comes_back_to_the_byte(name: str, home: Path) 
     else:
         assert written.startswith(BEFORE[name])
     assert main(["launch", name, "--undo"]) == 0 and snapshot(home) == before
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="llm keeps its settings elsewhere there")
+@pytest.mark.parametrize(
+    ("name", "file"), [("opencode", "opencode/opencode.json"), ("llm", "io.datasette.llm/extra-openai-models.yaml")]
+)
+def test_settings_are_where_the_system_keeps_them(
+    name: str, file: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "elsewhere"))
+    assert main(["launch", name, "--model", "m", "--write"]) == 0
+    assert set(snapshot(home)) == {f"elsewhere/{file}", f"elsewhere/{file}.before-legato"}
+    assert main(["launch", name, "--undo"]) == 0 and snapshot(home) == {}
+    for wrong in ("", "not/absolute"):
+        monkeypatch.setenv("XDG_CONFIG_HOME", wrong)
+        assert main(["launch", name, "--model", "m", "--write"]) == 0
+        assert set(snapshot(home)) == {f".config/{file}", f".config/{file}.before-legato"}
+        assert main(["launch", name, "--undo"]) == 0 and snapshot(home) == {}
 
 
 def test_what_others_wrote_meanwhile_is_kept(home: Path) -> None:

@@ -15,6 +15,7 @@ import click
 
 from legato.cli import settings_file
 from legato.cli.launch_clients import CONTEXT, NO_KEY, Client, Where, clients
+from legato.config import config_home
 from legato.errors import UsageError
 
 ASK_S = 3.0
@@ -29,7 +30,7 @@ ASK_S = 3.0
 @click.option("--undo", "undoing", is_flag=True, help="take out what --write put in")
 def command(client: str | None, url: str, model: str | None, api_key: str | None, writing: bool, undoing: bool) -> int:
     """Connect another program to the server: show its settings, write them, or take them back."""
-    known = clients(Path.home())
+    known = clients(Path.home(), config_home())
     if client is None:
         for found in known.values():
             click.echo(f"{found.name:12} {found.about}")

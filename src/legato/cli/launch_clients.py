@@ -37,7 +37,7 @@ class Client:
     """One program.
 
     shown  what a person types, or copies
-    file   its settings file below the home folder; None: it has none that could be written
+    file   its settings file; None: it has none that could be written
     edit   what goes in there
     then   how to start it after that
     """
@@ -179,9 +179,11 @@ model = OpenAILike(
 print(model.complete("Hello"))"""
 
 
-def clients(home: Path) -> dict[str, Client]:
-    """All of them, by name."""
-    apps = home / "Library" / "Application Support" if sys.platform == "darwin" else home / ".config"
+def clients(home: Path, config: Path | None = None) -> dict[str, Client]:
+    """All of them, by name; `config`: where programs keep their settings that follow XDG_CONFIG_HOME."""
+    config = home / ".config" if config is None else config
+    # llm asks click for its folder, opencode the package xdg-basedir: only the first has another one on a Mac.
+    apps = home / "Library" / "Application Support" if sys.platform == "darwin" else config
     toml, mapping, listing = toml_problem, yaml_problem(listed=False), yaml_problem(listed=True)
     found = [
         Client(
@@ -204,7 +206,7 @@ def clients(home: Path) -> dict[str, Client]:
             "opencode",
             "opencode, a provider and its model",
             lambda w: _opencode(w).put("", Path("opencode.json")).rstrip("\n"),
-            home / ".config" / "opencode" / "opencode.json",
+            config / "opencode" / "opencode.json",
             _opencode,
             "opencode",
         ),
