@@ -179,11 +179,14 @@ model = OpenAILike(
 print(model.complete("Hello"))"""
 
 
+def _apps(home: Path, config: Path) -> Path:
+    """Where click keeps programs' folders; opencode, by the package xdg-basedir, has none of its own on a Mac."""
+    return home / "Library" / "Application Support" if sys.platform == "darwin" else config
+
+
 def clients(home: Path, config: Path | None = None) -> dict[str, Client]:
     """All of them, by name; `config`: where programs keep their settings that follow XDG_CONFIG_HOME."""
-    config = home / ".config" if config is None else config
-    # llm asks click for its folder, opencode the package xdg-basedir: only the first has another one on a Mac.
-    apps = home / "Library" / "Application Support" if sys.platform == "darwin" else config
+    config = config or home / ".config"
     toml, mapping, listing = toml_problem, yaml_problem(listed=False), yaml_problem(listed=True)
     found = [
         Client(
@@ -230,7 +233,7 @@ def clients(home: Path, config: Path | None = None) -> dict[str, Client]:
             "llm",
             "llm, one more model",
             lambda w: "\n".join(_llm(w)),
-            apps / "io.datasette.llm" / "extra-openai-models.yaml",
+            _apps(home, config) / "io.datasette.llm" / "extra-openai-models.yaml",
             lambda w: BlockEdit(_llm(w), listing),
             "llm -m legato 'Hello'",
         ),
