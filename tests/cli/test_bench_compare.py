@@ -107,14 +107,39 @@ def test_each_engine_has_its_own_files(run: Callable[..., Any], alphabet: Path, 
         (("--peers", "vllm"), "none of llama.cpp, openvino, transformers"),
         (("--peer-model", "llama.cpp"), "--peer-model=llama.cpp"),
         (("--peer-model", "else=x"), "--peer-model=else=x"),
+        (("--peers", ""), "--peers= is not allowed"),
+        (("--peers", " , "), "--peers= , is not allowed"),
         (("--depths", "-1"), "--depths=-1"),
-        (("--python", "/nowhere/python"), "--python /nowhere/python"),
+        (("--depths", ""), "--depths= is not allowed"),
+        (("--depths", "0,100000"), "lower --depths or --decode"),
+        (("--depths", "0", "--context", "64", "--decode", "64"), "lower --depths or --decode"),
+        (("--depths", "0", "--decode", "4", "--prompt", "100", "--answer", "29"), "lower --prompt or --answer"),
+        (("--python", "/nowhere/python", "--depths", "0", "--decode", "4", "-n", "0"), "--python /nowhere/python"),
         (("-m", "nosuch"), "unknown model"),
     ],
 )
 def test_what_is_refused(run: Callable[..., Any], alphabet: Path, args: tuple[str, ...], words: str) -> None:
     ran = run("bench", "compare", *(() if "-m" in args else ("-m", alphabet)), *args)
-    assert ran.code == 2 and words in ran.err
+    assert ran.code == 2 and words in ran.err and "round 1" not in ran.err  # nobody was waited for
+
+
+def test_our_own_refusal_is_a_failure_that_keeps_what_others_measured(
+    run: Callable[..., Any], endless: Path, tmp_path: Path
+) -> None:
+    """How much cache there is shows when the model is loaded; the advice is of options that this command has."""
+    args = ("--peers", "llama.cpp", "--python", fake(tmp_path / "python"), "--kv-memory", "1M", "--rounds", "1")
+    ran = run("bench", "compare", "-m", endless, *WORK, *args, "--depths", "2000", "--json", "--save", tmp_path / "x")
+    assert ran.code == 1, ran.err
+    rows = [json.loads(line) for line in ran.out.splitlines()]
+    assert [(row["engine"], row["what"]) for row in rows] == [
+        ("legato", "batch"),
+        ("llama.cpp", "depth"),
+        ("llama.cpp", "batch"),
+    ]
+    (line,) = (line for line in ran.err.splitlines() if line.startswith("error:"))
+    assert "in 1 of 1 rounds: legato ended with 2: " in line
+    assert line.endswith("; lower --depths, -n, --prompt or --answer, or raise --kv-memory")
+    assert line.removeprefix("error: ") == json.loads((tmp_path / "x").read_text())["partial"]
 
 
 def test_medians_and_ranges_over_the_rounds() -> None:

@@ -96,13 +96,18 @@ class Work:
 
 @dataclass(slots=True)
 class Turn:
-    """One engine's rows of one round. `busy`: cores that others used before it. `problem`: why rows are missing."""
+    """One engine's rows of one round.
+
+    busy     cores that others used before it
+    problem  why rows are missing; `refused`: because ours cannot run that
+    """
 
     engine: str
     number: int
     busy: float | None
     rows: list[dict[str, Any]] = field(default_factory=list)
     problem: str = ""
+    refused: bool = False
 
 
 def ours(model: str, options: Sequence[str], work: Work, version: str) -> Contender:
@@ -176,6 +181,9 @@ def _run(command: Sequence[str], turn: Turn) -> None:
             said.seek(0)
             words = [line.strip() for line in said.read().splitlines() if line.strip()]
             last = words[-1].removeprefix("error: ")[:200] if words else "no word why"
+            turn.refused = turn.engine == OURS and process.returncode == UsageError.exit_code
+            if turn.refused:
+                last = last.partition("; ")[0]  # how to mend it, by options of another command
             turn.problem = f"{turn.engine} ended with {process.returncode}: {last}"
 
 

@@ -55,7 +55,7 @@ def command(
     report: Path | None,
     as_json: bool,
     **options: Any,
-) -> int:
+) -> None:
     """Decode at depths, prompts, and a batch: each engine in a process of its own, medians over the rounds."""
     from legato.bench import compare
     from legato.cli.saving import keeping
@@ -82,13 +82,27 @@ def command(
             kept.settings["turns"] = [rounded(asdict(turn)) for turn in done]
             for note in _doubts(turn):
                 terminal.note(note)
+        kept.partial = _ours_failed(done) or None
     for row in kept.rows:
         if as_json:
             terminal.json(row)
     if not as_json:
         for line in table(kept.rows):
             terminal.answer(line + "\n")
-    return 0 if any(row["engine"] == compare.OURS for row in kept.rows) else 1
+    if problem := _ours_failed(done):
+        raise LegatoError(problem)
+
+
+def _ours_failed(done: Sequence[Turn]) -> str:
+    """Why our own figures are not whole; "" where they are."""
+    from legato.bench.compare import OURS
+
+    own = [turn for turn in done if turn.engine == OURS]
+    failed = [turn for turn in own if turn.problem]
+    if not failed:
+        return ""
+    fix = "lower --depths, -n, --prompt or --answer, or raise --kv-memory" if failed[0].refused else "see above"
+    return f"our own measurement is not whole, in {len(failed)} of {len(own)} rounds: {failed[0].problem}; {fix}"
 
 
 def _peers(text: str) -> list[str]:
@@ -98,6 +112,8 @@ def _peers(text: str) -> list[str]:
     for name in listed:
         if name not in PEERS:
             raise UsageError(f"--peers={text} is not allowed: {name!r} is none of {', '.join(PEERS)}")
+    if not listed:
+        raise UsageError(f"--peers={text} is not allowed: name some of {', '.join(PEERS)}")
     return listed
 
 
@@ -144,6 +160,7 @@ def _contenders(
 
     with terminal.bar(patience=0) as fetching:
         path = str(resolve_model(config.model, config.cache_dir, fetching))
+    _check_context(path, config, work)
     options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
     yield ours(path, options, work, __version__)
     for name in peers:
@@ -154,6 +171,21 @@ def _contenders(
             raise
         except LegatoError as error:
             terminal.note(str(error))
+
+
+def _check_context(path: str, config: Config, work: Work) -> None:
+    """Raises `UsageError` for work that does not fit our own context: each engine would be waited for in vain."""
+    from legato.bench.decode import check_depths
+    from legato.models.load import read_blueprint
+    from legato.weights.source import open_model
+
+    context = config.context or read_blueprint(open_model(path)).spec.context_length
+    check_depths(work.depths, work.decode, context)
+    if work.batch and work.prompt + work.answer > context:
+        raise UsageError(
+            f"{work.prompt} prompt tokens + {work.answer} to answer are more than the context of {context} tokens; "
+            "lower --prompt or --answer"
+        )
 
 
 def _doubts(turn: Turn) -> Iterator[str]:
