@@ -21,6 +21,7 @@ from legato.bench.beside import Beside
 from legato.bench.cache import CacheResult, _counts_cached, _counts_naive, bench_cache, ratios_by_sums
 from legato.bench.drive import drive
 from legato.bench.fits import costs_of, fit, fit_rising
+from legato.bench.tradeoff import sizes
 from legato.errors import UsageError
 from legato.kernels.cpu import load_library
 from legato.measure import cost
@@ -122,6 +123,38 @@ def test_a_saved_record_is_shown_again_and_an_experiment_may_just_print(
 def test_impossible_experiments_are_refused_before_they_start(run: Run, alphabet: Path, args: list[str]) -> None:
     ran = run("bench", *args, "-m", alphabet)
     assert ran.code == 2 and ran.out == "" and "error: " in ran.err and len(ran.err.splitlines()) <= 3, ran.err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--batch", "1,100000000"], "--batch=100000000 is not allowed: at most 512 streams share a step"),
+        (["--batch", "100", "--depth", "1", "--decode", "1"], "lower --batch\n"),
+        (["--batch", "2", "--depth", "126", "--decode", "130"], "lower --batch and --depth and --decode\n"),
+        (["--batch", "2", "--depth", "20", "--decode", "130"], "lower --decode\n"),
+        (["--batch", "30", "--depth", "20", "--decode", "4", "--kv-memory", "1M"], " MB of cache, 1.0"),
+    ],
+)
+def test_a_tradeoff_is_refused_with_what_would_help(run: Run, alphabet: Path, args: list[str], words: str) -> None:
+    ran = run("bench", "tradeoff", "-m", alphabet, *args)
+    assert ran.code == 2 and ran.out == "" and words in ran.err, ran.err
+
+
+def test_more_streams_fit_where_a_step_takes_more_tokens(run: Run, alphabet: Path, environ: dict[str, str]) -> None:
+    environ["LEGATO_MAX_STEP_TOKENS"] = "65536"
+    assert "at most 4096 streams" in run("bench", "tradeoff", "-m", alphabet, "--batch", "4097").err
+
+
+@pytest.mark.parametrize(
+    ("more", "less", "told"),
+    [
+        (9_000_000, 1_000_000, ("9.00 MB", "1.00 MB")),
+        (2_000_000_001, 2_000_000_000, ("2.000000001 GB", "2.000000000 GB")),
+        (12_500, 700, ("12.50 kB", "0.70 kB")),
+    ],
+)
+def test_sizes_show_that_they_differ(more: int, less: int, told: tuple[str, str]) -> None:
+    assert sizes(more, less) == told
 
 
 def test_an_error_in_mid_run_keeps_what_was_measured(

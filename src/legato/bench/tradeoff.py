@@ -16,6 +16,8 @@ from legato.llm import LLM
 from legato.measure.ledger import StepRecord
 from legato.weights.hub import Report
 
+MOST_STREAMS = 4096  # as of `max_seqs`
+
 
 @dataclass(frozen=True, slots=True)
 class TradeoffRow:
@@ -44,22 +46,39 @@ class TradeoffRow:
     share_of_wall: float
 
 
+def check_streams(batches: Sequence[int], rows_per_step: int) -> None:
+    """Raises `UsageError` for more streams than one step can hold; needs no model."""
+    most, largest = max(batches), min(MOST_STREAMS, rows_per_step)
+    if most > largest:
+        raise UsageError(f"--batch={most} is not allowed: at most {largest} streams share a step; lower --batch")
+
+
 def check_batches(llm: LLM, batches: Sequence[int], depth: int, decode: int) -> None:
     """Raises `UsageError` for what cannot run, before any time is spent."""
+    check_streams(batches, llm.config.max_step_tokens)
     parts, most = llm.parts, max(batches)
-    length = _asked(llm, most, depth, decode) + depth
+    length = _length(llm, most, depth, decode)
     if length > llm.context_length:
+        least = {"--batch": (1, depth, decode), "--depth": (most, 0, decode), "--decode": (most, depth, 1)}
+        helps = [name for name, less in least.items() if _length(llm, *less) <= llm.context_length]
         raise UsageError(
-            f"depth {depth} + {length - depth} tokens to decode are more than the context of {llm.context_length} "
-            "tokens; lower --depth or --decode"
+            f"{most} streams of {length} tokens each, {depth} of them before the first step, are more than the context "
+            f"of {llm.context_length} tokens; lower {' or '.join(helps) or ' and '.join(least)}"
         )
     pages = -(-length // parts.config.page_size) * most
     if pages > parts.kv_plan.num_pages:
-        needed, there = pages * parts.kv_plan.page_bytes / 1e9, parts.kv_plan.total_bytes / 1e9
+        needed, there = sizes(pages * parts.kv_plan.page_bytes, parts.kv_plan.total_bytes)
         raise UsageError(
-            f"{most} streams of {length} tokens need {needed:.2f} GB of cache, {there:.2f} GB are there; lower --batch "
+            f"{most} streams of {length} tokens need {needed} of cache, {there} are there; lower --batch "
             "or --depth, or raise --kv-memory"
         )
+
+
+def sizes(more: int, less: int) -> tuple[str, str]:
+    """Two unequal numbers of bytes, in a unit and with as many digits as show both and that they differ."""
+    unit, name = (1e9, "GB") if less >= 1e9 else (1e6, "MB") if less >= 1e6 else (1e3, "kB")
+    digits = next(d for d in range(2, 10) if f"{more / unit:.{d}f}" != f"{less / unit:.{d}f}")
+    return f"{more / unit:,.{digits}f} {name}", f"{less / unit:,.{digits}f} {name}"
 
 
 def bench_tradeoff(llm: LLM, batches: Sequence[int], depth: int, decode: int, report: Report) -> Iterator[TradeoffRow]:
@@ -80,6 +99,11 @@ def bench_tradeoff(llm: LLM, batches: Sequence[int], depth: int, decode: int, re
                 report.done()
             beside.measure()
             yield _row(batch, depth, watch.steps, beside)
+
+
+def _length(llm: LLM, batch: int, depth: int, decode: int) -> int:
+    """Tokens of a stream at its longest."""
+    return max(depth, 1) + _asked(llm, batch, depth, decode)
 
 
 def _asked(llm: LLM, batch: int, depth: int, decode: int) -> int:

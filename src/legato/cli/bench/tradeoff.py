@@ -33,13 +33,14 @@ def command(
     batch: str, depth: int, decode: int, save: Path | None, report: Path | None, as_json: bool, **options: Any
 ) -> None:
     """Time between two tokens of a stream, and tokens a second of all streams, as more of them share each step."""
-    from legato.bench.tradeoff import bench_tradeoff, check_batches
+    from legato.bench.tradeoff import bench_tradeoff, check_batches, check_streams
     from legato.cli.loading import open_llm
     from legato.cli.saving import keeping
 
     config = config_of(options)
     terminal = Terminal(config.color)
     listed = whole_numbers("--batch", batch, 1, "1,4,16")
+    check_streams(listed, config.max_step_tokens)
     config = replace(config, max_seqs=max(listed), itl_slo_ms=WHOLE_STEPS_MS)
     with (
         keeping("tradeoff", save, report, terminal) as kept,
