@@ -152,6 +152,8 @@ def test_prompts_from_a_file(run: Callable[..., Any], tmp_path: Path) -> None:
     ("args", "words"),
     [
         (("--concurrency", "0"), "--concurrency=0"),
+        (("--concurrency", ""), "--concurrency= is not allowed"),
+        (("--rate", ""), "--rate= is not allowed"),
         (("--concurrency", "many"), "--concurrency=many"),
         (("--rate", "-1"), "--rate=-1"),
         (("--rate", "1", "--concurrency", "1"), "two kinds of load"),

@@ -157,6 +157,32 @@ def test_sizes_show_that_they_differ(more: int, less: int, told: tuple[str, str]
     assert sizes(more, less) == told
 
 
+@pytest.mark.parametrize(("what", "option"), [("decode", "depths"), ("prefill", "prompts"), ("tradeoff", "batch")])
+def test_an_empty_list_is_not_the_default(run: Run, alphabet: Path, what: str, option: str) -> None:
+    ran = run("bench", what, "-m", alphabet, f"--{option}", "")
+    assert ran.code == 2 and ran.out == "" and f"--{option}= is not allowed" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("decode", "--depths", "0,2000", "--decode", "4"), "lower --depths or --decode, or raise --kv-memory"),
+        (("prefill", "--prompts", "10,2000", "--runs", "1"), "lower --prompts, or raise --kv-memory"),
+    ],
+)
+def test_a_small_cache_is_told_by_the_options_of_the_command(
+    run: Run, endless: Path, args: tuple[str, ...], words: str
+) -> None:
+    """A megabyte holds 512 tokens of this model."""
+    ran = run("bench", *args, "-m", endless, "--kv-memory", "1M")
+    assert ran.code == 2 and ran.out == "" and words in ran.err and "max_tokens" not in ran.err
+
+
+def test_depths_of_the_default_are_those_that_the_cache_holds(run: Run, endless: Path) -> None:
+    ran = run("bench", "decode", "-m", endless, "--kv-memory", "2M", "--decode", "2", "--json")
+    assert ran.code == 0 and [row["depth"] for row in only_json(ran.out)] == [0, 512], ran.err
+
+
 def test_an_error_in_mid_run_keeps_what_was_measured(
     run: Run, alphabet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,7 +56,8 @@ def bench_prefill(llm: LLM, prompts: Sequence[int], runs: int, report: Report) -
     """A row a length. Prompts are random tokens that share nothing."""
     check_prompts(prompts, llm.context_length)
     requests, engine = Requests(llm.parts.vocab_size), llm.parts.engine
-    drive(engine, [requests.make(requests.tokens(min(64, llm.context_length - 2)), 2)])
+    warm = min(64, llm.context_length - 2, llm.parts.kv_plan.num_tokens - 1)
+    drive(engine, [requests.make(requests.tokens(warm), 2)])
     with Beside(llm) as beside:
         for prompt in prompts:
             beside.measure(afresh=True)

@@ -36,6 +36,20 @@ def positive_numbers(option: str, text: str, example: str) -> list[float]:
     return numbers
 
 
+def fits_cache(llm: LLM, length: int) -> bool:
+    """Whether a single stream of so many tokens, its answer included, has its pages."""
+    return length - 1 <= llm.parts.kv_plan.num_tokens  # the last token is never read back
+
+
+def check_cache(llm: LLM, option: str, length: int) -> None:
+    """Raises `UsageError`, naming the option that makes a stream so long, where the cache cannot hold it."""
+    if not fits_cache(llm, length):
+        raise UsageError(
+            f"{length} tokens do not fit the cache of {llm.parts.kv_plan.num_tokens}; lower {option}, or raise "
+            "--kv-memory"
+        )
+
+
 def receipt(llm: LLM) -> dict[str, Any]:
     """The model and how it runs here, for records."""
     parts = llm.parts

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from legato.cli.bench.common import described, receipt, rounded, whole_numbers
+from legato.cli.bench.common import check_cache, described, fits_cache, receipt, rounded, whole_numbers
 from legato.cli.options import bench_options, bill_options, config_of, json_lines_option, report_option, save_option
 from legato.cli.terminal import Terminal
 
@@ -43,15 +43,20 @@ def command(
 
     config = config_of(options)
     terminal = Terminal(config.color)
-    listed = whole_numbers("--depths", depths or DEPTHS, 0, "0,512,2048")
+    listed = whole_numbers("--depths", DEPTHS if depths is None else depths, 0, "0,512,2048")
     with (
         keeping("decode", save, report, terminal) as kept,
         open_llm(config, terminal) as llm,
         terminal.bar() as bar,
     ):
         if depths is None:
-            listed = [depth for depth in listed if fits(depth, decode, llm.context_length)] or [0]
+            listed = [
+                depth
+                for depth in listed
+                if fits(depth, decode, llm.context_length) and fits_cache(llm, max(depth, 1) + decode + 1)
+            ] or [0]
         check_depths(listed, decode, llm.context_length)
+        check_cache(llm, "--depths or --decode", max(*listed, 1) + decode + 1)
         kept.settings |= receipt(llm) | {"decode": decode}
         terminal.dim(described(receipt(llm)))
         tab = Tab(llm.rates)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from legato.cli.bench.common import described, receipt, rounded, whole_numbers
+from legato.cli.bench.common import check_cache, described, fits_cache, receipt, rounded, whole_numbers
 from legato.cli.options import bench_options, config_of, json_lines_option, report_option, save_option
 from legato.cli.terminal import Terminal
 
@@ -38,15 +38,16 @@ def command(
 
     config = config_of(options)
     terminal = Terminal(config.color)
-    listed = whole_numbers("--prompts", prompts or PROMPTS, 1, "64,512,4096")
+    listed = whole_numbers("--prompts", PROMPTS if prompts is None else prompts, 1, "64,512,4096")
     with (
         keeping("prefill", save, report, terminal) as kept,
         open_llm(config, terminal) as llm,
         terminal.bar() as bar,
     ):
         if prompts is None:
-            listed = [prompt for prompt in listed if prompt < llm.context_length] or [1]
+            listed = [p for p in listed if p < llm.context_length and fits_cache(llm, p + 1)] or [1]
         check_prompts(listed, llm.context_length)
+        check_cache(llm, "--prompts", max(listed) + 1)
         kept.settings |= receipt(llm) | {"runs": runs, "rows_per_step": config.max_step_tokens}
         terminal.dim(described(receipt(llm)))
         for row in bench_prefill(llm, listed, runs, bar):

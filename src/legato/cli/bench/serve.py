@@ -162,7 +162,10 @@ def _asked(options: dict[str, Any]) -> Asked:
     if rate is not None:
         levels = [Level(rate=r, poisson=arrivals != "fixed") for r in positive_numbers("--rate", rate, "0.5,2")]
     else:
-        levels = [Level(concurrency=c) for c in whole_numbers("--concurrency", concurrency or "8", 1, "1,8,32")]
+        levels = [
+            Level(concurrency=c)
+            for c in whole_numbers("--concurrency", "8" if concurrency is None else concurrency, 1, "1,8,32")
+        ]
     limits = Limits(options.pop("ttft_slo_ms"), options.pop("tpot_slo_ms"), options.pop("gap_ms"))
     return Asked(levels=levels, limits=limits, **options)
 
