@@ -167,6 +167,7 @@ def test_an_empty_list_is_not_the_default(run: Run, alphabet: Path, what: str, o
     ("args", "words"),
     [
         (("decode", "--depths", "0,2000", "--decode", "4"), "lower --depths or --decode, or raise --kv-memory"),
+        (("cache", "--tokens", "2000", "--runs", "1"), "lower --tokens, or raise --kv-memory"),
         (("prefill", "--prompts", "10,2000", "--runs", "1"), "lower --prompts, or raise --kv-memory"),
     ],
 )

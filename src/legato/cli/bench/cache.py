@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from legato.cli.bench.common import described, receipt, rounded
+from legato.cli.bench.common import check_cache, described, receipt, rounded
 from legato.cli.options import bench_options, config_of, json_option, report_option, save_option
 from legato.cli.terminal import Terminal
 from legato.errors import UsageError
@@ -57,6 +57,8 @@ def command(
         terminal.bar() as bar,
     ):
         ids = _prompt_ids(llm, prompt, tokens)
+        if len(ids) + tokens <= llm.context_length:  # else the context is told of
+            check_cache(llm, "--tokens" if prompt is None else "--tokens or shorten --prompt", len(ids) + tokens)
         kept.settings |= receipt(llm) | {"prompt": prompt or PROMPT, "tokens": tokens, "runs": runs}
         terminal.dim(described(receipt(llm)))
 
